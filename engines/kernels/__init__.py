@@ -1,0 +1,1 @@
+"""Semantic-token kernels, one operator per file."""

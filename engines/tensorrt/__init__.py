@@ -1,0 +1,1 @@
+"""TensorRT: builder, run time, and the parser that judges every exported graph."""
