@@ -1,0 +1,437 @@
+"""The contract of every `saccade` operator, and its definition in standard ONNX operators. No torch.
+
+One operator is one node of domain `saccade` in an exported graph. The same file carries the node's
+definition as an ONNX local function, `Operator.body`, in ONNX's text form: ONNX Runtime inlines it, TensorRT
+inlines it or binds the plugin of the same name over it. `saccade.models.attention` holds the same
+arithmetic in torch and emits the nodes.
+
+Layout is (B, H, W, C) everywhere and grids are never padded by the caller: padding, masks and gather
+indices follow from the dimensions, so a body is right for any size, and folds to constants where the size
+is fixed. Keys and values arrive projected, once per token, as (B, H, W, 2C): keys first.
+
+Windows are gathered by index from the flattened grid with one extra row appended, the row that a padded
+token has. That makes shift, padding, partition and their inverses two Gather nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+DOMAIN = "saccade"
+VERSION = 1
+OPSET = 20
+
+# What TensorRT 10.15+ reads from a node to bind the plugin; without a registered plugin the body is inlined.
+PLUGIN_ATTRIBUTES: Mapping[str, str | int] = MappingProxyType(
+    {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION), "aot": 1}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Name, input names in order, int attributes (all required), and the ONNX function as text."""
+
+    name: str
+    inputs: tuple[str, ...]
+    attributes: tuple[str, ...]
+    summary: str
+    statements: str
+
+    @property
+    def body(self) -> str:
+        """The whole function for `onnx.parser.parse_function`."""
+        attributes = ", ".join((*self.attributes, *PLUGIN_ATTRIBUTES))
+        return (
+            f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>\n'
+            f"{self.name} <{attributes}> ({', '.join(self.inputs)}) => (y)\n"
+            f"{{\n{self.statements}\n}}"
+        )
+
+
+def _attribute(*names: str) -> str:
+    return "\n".join(f"{name} = Constant <value_int: int = @{name}> ()" for name in names)
+
+
+def _scalars(**values: int) -> str:
+    return "\n".join(f"{name} = Constant <value_int = {value}> ()" for name, value in values.items())
+
+
+def _size(out: str, tensor: str, axis: int) -> str:
+    """`out`: int64 scalar, one dimension of `tensor`."""
+    return f"{out}_1d = Shape <start = {axis}, end = {axis + 1}> ({tensor})\n{out} = Squeeze ({out}_1d, axis0)"
+
+
+def _count(out: str, size: str, window: str) -> str:
+    """`out` = ceil(size / window)."""
+    return f"""{out}_less = Sub ({size}, one)
+        {out}_floor = Div ({out}_less, {window})
+        {out} = Add ({out}_floor, one)"""
+
+
+def _positions(out: str, count: str, window: str, stride: str) -> str:
+    """`out`: (count, window) int64, position `g * stride + i` of cell i of window g."""
+    return f"""{out}_g = Range (zero, {count}, one)
+        {out}_start = Mul ({out}_g, {stride})
+        {out}_column = Unsqueeze ({out}_start, axis1)
+        {out}_i = Range (zero, {window}, one)
+        {out} = Add ({out}_column, {out}_i)"""
+
+
+def _outer(out: str, operation: str, rows: str, columns: str) -> str:
+    """(gh, a) and (gw, b) -> (gh, gw, a, b): `operation` of every row value with every column value."""
+    return f"""{out}_rows = Unsqueeze ({rows}, axes13)
+        {out}_columns = Unsqueeze ({columns}, axes02)
+        {out} = {operation} ({out}_rows, {out}_columns)"""
+
+
+def _shape(out: str, *dims: str) -> str:
+    """`out`: 1-D int64 from scalars and from the literals 0 (keep) and -1 (infer), named keep and infer."""
+    lines = [f"{out}_{i} = Unsqueeze ({dim}, axis0)" for i, dim in enumerate(dims)]
+    parts = ", ".join(f"{out}_{i}" for i in range(len(dims)))
+    return "\n".join([*lines, f"{out} = Concat <axis = 0> ({parts})"])
+
+
+_CONSTANTS = (
+    _scalars(zero=0, one=1, keep=0, infer=-1)
+    + """
+    axis0 = Constant <value_ints = [0]> ()
+    axis1 = Constant <value_ints = [1]> ()
+    axes13 = Constant <value_ints = [1, 3]> ()
+    axes02 = Constant <value_ints = [0, 2]> ()
+    flat = Constant <value_ints = [-1]> ()"""
+)
+
+
+def _with_pad_row(out: str, tensor: str, pad: str, channels: str) -> str:
+    """`out`: (B, H * W + 1, channels), the flattened grid and the row of a padded token."""
+    return f"""{out}_batch = Shape <start = 0, end = 1> ({tensor})
+        {_shape(f"{out}_flat_shape", "keep", "infer", channels)}
+        {out}_flat = Reshape ({tensor}, {out}_flat_shape)
+        {out}_channels = Unsqueeze ({channels}, axis0)
+        {out}_row_shape = Concat <axis = 0> ({out}_batch, axis1, {out}_channels)
+        {out}_row = Expand ({pad}, {out}_row_shape)
+        {out} = Concat <axis = 1> ({out}_flat, {out}_row)"""
+
+
+def _heads(out: str, tensor: str, windows: str, tokens: str, *, keys: bool = False) -> str:
+    """(B, ..., C) -> (B, windows, heads, tokens, head_dim); with `keys` transposed for the product."""
+    perm = "0, 1, 3, 4, 2" if keys else "0, 1, 3, 2, 4"
+    return f"""{_shape(f"{out}_split_shape", "keep", windows, tokens, "heads", "head_dim")}
+        {out}_split = Reshape ({tensor}, {out}_split_shape)
+        {out} = Transpose <perm = [{perm}]> ({out}_split)"""
+
+
+_SCALE = """
+    head_dim = Div (channels, heads)
+    head_dim_float = Cast <to = 1> (head_dim)
+    head_dim_root = Sqrt (head_dim_float)
+    scale_float = Reciprocal (head_dim_root)"""
+
+
+def _attend(bias: str = "") -> str:
+    """`q_heads`, `k_heads`, `v_heads` -> `attended` (B, windows, tokens, heads, head_dim)."""
+    return f"""scale = CastLike (scale_float, q_heads)
+        q_scaled = Mul (q_heads, scale)
+        {"products" if bias else "logits"} = MatMul (q_scaled, k_heads)
+        {f"logits = Add (products, {bias})" if bias else ""}
+        weights = Softmax <axis = -1> (logits)
+        mixed = MatMul (weights, v_heads)
+        attended = Transpose <perm = [0, 1, 3, 2, 4]> (mixed)"""
+
+
+_SHIFTED_WINDOW = f"""
+    {_CONSTANTS}
+    three = Constant <value_int = 3> ()
+    {_attribute("heads", "window", "shift")}
+    {_size("height", "qkv", 1)}
+    {_size("width", "qkv", 2)}
+    {_size("channels3", "qkv", 3)}
+    channels = Div (channels3, three)
+    {_SCALE}
+    {_count("rows", "height", "window")}
+    {_count("columns", "width", "window")}
+    padded_height = Mul (rows, window)
+    padded_width = Mul (columns, window)
+    {_positions("rolled_y", "rows", "window", "window")}
+    {_positions("rolled_x", "columns", "window", "window")}
+    shifted_y = Add (rolled_y, shift)
+    shifted_x = Add (rolled_x, shift)
+    y_source = Mod (shifted_y, padded_height)
+    x_source = Mod (shifted_x, padded_width)
+    y_inside = Less (y_source, height)
+    x_inside = Less (x_source, width)
+    y_offset = Mul (y_source, width)
+    {_outer("source", "Add", "y_offset", "x_source")}
+    {_outer("inside", "And", "y_inside", "x_inside")}
+    cells = Mul (height, width)
+    source_or_pad = Where (inside, source, cells)
+    index = Reshape (source_or_pad, flat)
+    {_with_pad_row("grid", "qkv", "qkv_pad", "channels3")}
+    gathered = Gather <axis = 1> (grid, index)
+    windows = Mul (rows, columns)
+    tokens = Mul (window, window)
+    q, k, v = Split <axis = -1, num_outputs = 3> (gathered)
+    {_heads("q_heads", "q", "windows", "tokens")}
+    {_heads("k_heads", "k", "windows", "tokens", keys=True)}
+    {_heads("v_heads", "v", "windows", "tokens")}
+    last_y = Sub (padded_height, window)
+    last_x = Sub (padded_width, window)
+    wrap_y = Sub (padded_height, shift)
+    wrap_x = Sub (padded_width, shift)
+    y_last = GreaterOrEqual (rolled_y, last_y)
+    x_last = GreaterOrEqual (rolled_x, last_x)
+    y_wrapped = GreaterOrEqual (rolled_y, wrap_y)
+    x_wrapped = GreaterOrEqual (rolled_x, wrap_x)
+    y_last_int = Cast <to = 7> (y_last)
+    x_last_int = Cast <to = 7> (x_last)
+    y_wrapped_int = Cast <to = 7> (y_wrapped)
+    x_wrapped_int = Cast <to = 7> (x_wrapped)
+    y_region = Add (y_last_int, y_wrapped_int)
+    x_region = Add (x_last_int, x_wrapped_int)
+    y_region3 = Mul (y_region, three)
+    {_outer("region", "Add", "y_region3", "x_region")}
+    {_shape("region_shape", "windows", "tokens")}
+    region_flat = Reshape (region, region_shape)
+    axis2 = Constant <value_ints = [2]> ()
+    region_q = Unsqueeze (region_flat, axis2)
+    region_k = Unsqueeze (region_flat, axis1)
+    same = Equal (region_q, region_k)
+    free_float = Constant <value_float = 0.0> ()
+    barred_float = Constant <value_float = -100.0> ()
+    mask_float = Where (same, free_float, barred_float)
+    mask_heads = Unsqueeze (mask_float, axis1)
+    mask = CastLike (mask_heads, position_bias)
+    bias = Add (position_bias, mask)
+    {_attend("bias")}
+    {_shape("joined_shape", "keep", "infer", "channels")}
+    joined = Reshape (attended, joined_shape)
+    y_all = Range (zero, height, one)
+    x_all = Range (zero, width, one)
+    y_back = Sub (y_all, shift)
+    x_back = Sub (x_all, shift)
+    y_rolled = Mod (y_back, padded_height)
+    x_rolled = Mod (x_back, padded_width)
+    y_window = Div (y_rolled, window)
+    x_window = Div (x_rolled, window)
+    y_cell = Mod (y_rolled, window)
+    x_cell = Mod (x_rolled, window)
+    y_window_start = Mul (y_window, columns)
+    y_tokens = Mul (y_window_start, tokens)
+    y_cell_start = Mul (y_cell, window)
+    y_part = Add (y_tokens, y_cell_start)
+    x_tokens = Mul (x_window, tokens)
+    x_part = Add (x_tokens, x_cell)
+    y_part_column = Unsqueeze (y_part, axis1)
+    inverse = Add (y_part_column, x_part)
+    inverse_flat = Reshape (inverse, flat)
+    ordered = Gather <axis = 1> (joined, inverse_flat)
+    {_shape("out_shape", "keep", "height", "width", "channels")}
+    y = Reshape (ordered, out_shape)
+"""
+
+_TOKEN = f"""
+    {_CONSTANTS}
+    {_attribute("heads")}
+    {_size("channels", "q", 3)}
+    {_SCALE}
+    k, v = Split <axis = -1, num_outputs = 2> (kv)
+    {_heads("q_heads", "q", "one", "infer")}
+    {_heads("k_heads", "k", "one", "infer", keys=True)}
+    {_heads("v_heads", "v", "one", "infer")}
+    {_attend()}
+    q_shape = Shape (q)
+    y = Reshape (attended, q_shape)
+"""
+
+
+def _partitioned_queries() -> str:
+    """`q` (B, H, W, C), H and W rounded up to whole windows by repeating the edge, to `q_heads`."""
+    return f"""{_size("q_height", "q", 1)}
+    {_size("q_width", "q", 2)}
+    {_size("channels", "q", 3)}
+    {_SCALE}
+    {_count("rows", "q_height", "q_window")}
+    {_count("columns", "q_width", "q_window")}
+    windows = Mul (rows, columns)
+    q_tokens = Mul (q_window, q_window)
+    {_positions("q_y", "rows", "q_window", "q_window")}
+    {_positions("q_x", "columns", "q_window", "q_window")}
+    q_last_y = Sub (q_height, one)
+    q_last_x = Sub (q_width, one)
+    q_y_inside = Min (q_y, q_last_y)
+    q_x_inside = Min (q_x, q_last_x)
+    q_y_offset = Mul (q_y_inside, q_width)
+    {_outer("q_cell", "Add", "q_y_offset", "q_x_inside")}
+    q_index = Reshape (q_cell, flat)
+    {_shape("q_flat_shape", "keep", "infer", "channels")}
+    q_flat = Reshape (q, q_flat_shape)
+    q_gathered = Gather <axis = 1> (q_flat, q_index)
+    {_heads("q_heads", "q_gathered", "windows", "q_tokens")}"""
+
+
+def _merged_queries() -> str:
+    """`attended`, window by window, back to the raster order of `q`: `y`."""
+    return f"""{_shape("joined_shape", "keep", "infer", "channels")}
+    joined = Reshape (attended, joined_shape)
+    y_all = Range (zero, q_height, one)
+    x_all = Range (zero, q_width, one)
+    y_window = Div (y_all, q_window)
+    x_window = Div (x_all, q_window)
+    y_cell = Mod (y_all, q_window)
+    x_cell = Mod (x_all, q_window)
+    y_window_start = Mul (y_window, columns)
+    y_tokens = Mul (y_window_start, q_tokens)
+    y_cell_start = Mul (y_cell, q_window)
+    y_part = Add (y_tokens, y_cell_start)
+    x_tokens = Mul (x_window, q_tokens)
+    x_part = Add (x_tokens, x_cell)
+    y_part_column = Unsqueeze (y_part, axis1)
+    inverse = Add (y_part_column, x_part)
+    inverse_flat = Reshape (inverse, flat)
+    ordered = Gather <axis = 1> (joined, inverse_flat)
+    {_shape("out_shape", "keep", "q_height", "q_width", "channels")}
+    y = Reshape (ordered, out_shape)"""
+
+
+def _masked_from(out: str, count: str, size: str, q_padded: str) -> str:
+    """First masked position on one axis of the key grid: its length minus the padding, 0 without padding."""
+    return f"""{out}_length = Mul ({count}, k_stride)
+    {out}_k_padding = Sub ({out}_length, {size})
+    {out}_q_length = Mul ({count}, q_window)
+    {out}_q_padding = Sub ({out}_q_length, {q_padded})
+    {out}_padding = Add ({out}_k_padding, {out}_q_padding)
+    {out}_unpadded = Equal ({out}_padding, zero)
+    {out}_start = Sub ({out}_length, {out}_padding)
+    {out}_clamped = Max ({out}_start, zero)
+    {out} = Where ({out}_unpadded, zero, {out}_clamped)"""
+
+
+_WINDOW_CROSS = f"""
+    {_CONSTANTS}
+    {_attribute("heads", "q_window", "k_window", "k_stride", "k_before")}
+    {_partitioned_queries()}
+    {_size("k_height", "kv", 1)}
+    {_size("k_width", "kv", 2)}
+    {_size("channels2", "kv", 3)}
+    {_positions("k_y_after", "rows", "k_window", "k_stride")}
+    {_positions("k_x_after", "columns", "k_window", "k_stride")}
+    k_y = Sub (k_y_after, k_before)
+    k_x = Sub (k_x_after, k_before)
+    k_y_low = GreaterOrEqual (k_y, zero)
+    k_x_low = GreaterOrEqual (k_x, zero)
+    k_y_high = Less (k_y, k_height)
+    k_x_high = Less (k_x, k_width)
+    k_y_inside = And (k_y_low, k_y_high)
+    k_x_inside = And (k_x_low, k_x_high)
+    k_y_offset = Mul (k_y, k_width)
+    {_outer("k_cell", "Add", "k_y_offset", "k_x")}
+    {_outer("k_inside", "And", "k_y_inside", "k_x_inside")}
+    k_cells = Mul (k_height, k_width)
+    k_cell_or_pad = Where (k_inside, k_cell, k_cells)
+    k_index = Reshape (k_cell_or_pad, flat)
+    {_with_pad_row("grid", "kv", "kv_pad", "channels2")}
+    gathered = Gather <axis = 1> (grid, k_index)
+    k, v = Split <axis = -1, num_outputs = 2> (gathered)
+    k_tokens = Mul (k_window, k_window)
+    {_heads("k_heads", "k", "windows", "k_tokens", keys=True)}
+    {_heads("v_heads", "v", "windows", "k_tokens")}
+    {_masked_from("masked_y", "rows", "k_height", "q_height")}
+    {_masked_from("masked_x", "columns", "k_width", "q_width")}
+    y_late = GreaterOrEqual (k_y, masked_y)
+    x_late = GreaterOrEqual (k_x, masked_x)
+    {_outer("late", "And", "y_late", "x_late")}
+    y_short = Less (k_y, masked_y_length)
+    x_short = Less (k_x, masked_x_length)
+    y_on_grid = And (k_y_low, y_short)
+    x_on_grid = And (k_x_low, x_short)
+    {_outer("on_grid", "And", "y_on_grid", "x_on_grid")}
+    frame = Not (on_grid)
+    barred = Or (late, frame)
+    masked_sum = Add (masked_y, masked_x)
+    some_free = Greater (masked_sum, zero)
+    barred_or_uniform = And (barred, some_free)
+    {_shape("barred_shape", "windows", "one", "one", "k_tokens")}
+    barred_flat = Reshape (barred_or_uniform, barred_shape)
+    free_float = Constant <value_float = 0.0> ()
+    barred_float = Constant <value_float = -1000.0> ()
+    mask_float = Where (barred_flat, barred_float, free_float)
+    mask = CastLike (mask_float, q)
+    {_attend("mask")}
+    {_merged_queries()}
+"""
+
+_SEEDED_WINDOW = f"""
+    {_CONSTANTS}
+    {_attribute("heads", "q_window", "k_window", "k_stride")}
+    {_partitioned_queries()}
+    {_size("k_width", "kv", 2)}
+    {_size("channels2", "kv", 3)}
+    {_shape("kv_flat_shape", "keep", "infer", "channels2")}
+    seeds_flat = Reshape (kv_seeds, kv_flat_shape)
+    seeds_gathered = Gather <axis = 1> (seeds_flat, q_index)
+    {_shape("seeds_shape", "keep", "windows", "q_tokens", "channels2")}
+    seeds = Reshape (seeds_gathered, seeds_shape)
+    {_positions("k_y", "rows", "k_window", "k_stride")}
+    {_positions("k_x", "columns", "k_window", "k_stride")}
+    k_y_offset = Mul (k_y, k_width)
+    {_outer("k_cell", "Add", "k_y_offset", "k_x")}
+    k_index = Reshape (k_cell, flat)
+    kv_flat = Reshape (kv, kv_flat_shape)
+    patches_gathered = Gather <axis = 1> (kv_flat, k_index)
+    k_tokens = Mul (k_window, k_window)
+    {_shape("patches_shape", "keep", "windows", "k_tokens", "channels2")}
+    patches = Reshape (patches_gathered, patches_shape)
+    keys = Concat <axis = 2> (seeds, patches)
+    k, v = Split <axis = -1, num_outputs = 2> (keys)
+    {_heads("k_heads", "k", "windows", "infer", keys=True)}
+    {_heads("v_heads", "v", "windows", "infer")}
+    {_attend()}
+    {_merged_queries()}
+"""
+
+SHIFTED_WINDOW_ATTENTION = Operator(
+    "ShiftedWindowAttention",
+    ("qkv", "qkv_pad", "position_bias"),
+    ("heads", "window", "shift"),
+    "qkv (B, H, W, 3C), qkv_pad (3C,), position_bias (heads, window**2, window**2) -> (B, H, W, C): "
+    "self-attention in windows of the grid rolled by -shift, padded to whole windows with qkv_pad.",
+    _SHIFTED_WINDOW,
+)
+TOKEN_ATTENTION = Operator(
+    "TokenAttention",
+    ("q", "kv"),
+    ("heads",),
+    "q (B, H, W, C), kv (B, Hk, Wk, 2C) -> (B, H, W, C): every query sees every key.",
+    _TOKEN,
+)
+WINDOW_CROSS_ATTENTION = Operator(
+    "WindowCrossAttention",
+    ("q", "kv", "kv_pad"),
+    ("heads", "q_window", "k_window", "k_stride", "k_before"),
+    "q (B, H, W, C), kv (B, Hk, Wk, 2C), kv_pad (2C,) -> (B, H, W, C): query windows of q_window see "
+    "overlapping key windows of k_window that advance by k_stride and start k_before cells earlier; "
+    "STViT-R's pad mask follows from the dimensions.",
+    _WINDOW_CROSS,
+)
+SEEDED_WINDOW_ATTENTION = Operator(
+    "SeededWindowAttention",
+    ("q", "kv_seeds", "kv"),
+    ("heads", "q_window", "k_window", "k_stride"),
+    "q (B, H, W, C), kv_seeds (B, H, W, 2C), kv (B, Hk, Wk, 2C) -> (B, H, W, C): query windows see their "
+    "own seeds and one key window each, without padding.",
+    _SEEDED_WINDOW,
+)
+
+OPERATORS: Mapping[str, Operator] = MappingProxyType(
+    {
+        operator.name: operator
+        for operator in (
+            SHIFTED_WINDOW_ATTENTION,
+            TOKEN_ATTENTION,
+            WINDOW_CROSS_ATTENTION,
+            SEEDED_WINDOW_ATTENTION,
+        )
+    }
+)
