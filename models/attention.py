@@ -96,9 +96,7 @@ def window_cross_attention(
     masked_y = _masked_from(rows, k_stride, k_height, q_window, q_height)
     masked_x = _masked_from(columns, k_stride, k_width, q_window, q_width)
     late = _outer(y >= masked_y, x >= masked_x, torch.logical_and)
-    on_grid = _outer(
-        (y >= 0) & (y < rows * k_stride), (x >= 0) & (x < columns * k_stride), torch.logical_and
-    )
+    on_grid = _outer((y >= 0) & (y < rows * k_stride), (x >= 0) & (x < columns * k_stride), torch.logical_and)
     barred = (late | ~on_grid) & (masked_y + masked_x > 0)
     mask = torch.where(barred, -1000.0, 0.0).to(q.dtype).reshape(rows * columns, 1, 1, k_window**2)
     attended = _attend(_partition(q, q_window), *keys.chunk(2, dim=-1), heads, mask)
@@ -168,8 +166,6 @@ def _gather(flat: Tensor, index: Tensor, tokens: int) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     """(B, windows, Nq, C), (B, windows, Nk, C) twice -> (B, windows, Nq, C); bias broadcasts to the logits."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(2, 3) for t in (q, k, v))
-    if bias is not None:
-        bias = bias.expand(q.shape[1] if bias.dim() == 4 else 1, *bias.shape[-3:])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(2, 3).flatten(-2)
 
 

@@ -60,7 +60,9 @@ def _scalars(**values: int) -> str:
 
 def _size(out: str, tensor: str, axis: int) -> str:
     """`out`: int64 scalar, one dimension of `tensor`."""
-    return f"{out}_1d = Shape <start = {axis}, end = {axis + 1}> ({tensor})\n{out} = Squeeze ({out}_1d, axis0)"
+    return (
+        f"{out}_1d = Shape <start = {axis}, end = {axis + 1}> ({tensor})\n{out} = Squeeze ({out}_1d, axis0)"
+    )
 
 
 def _count(out: str, size: str, window: str) -> str:
