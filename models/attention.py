@@ -164,7 +164,7 @@ def _gather(flat: Tensor, index: Tensor, tokens: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    """(B, windows, Nq, C), (B, windows, Nk, C) twice -> (B, windows, Nq, C); bias broadcasts to the logits."""
+    """(B, windows, Nq, C), twice (B, windows, Nk, C) -> (B, windows, Nq, C); bias is added to the logits."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(2, 3) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(2, 3).flatten(-2)
 
