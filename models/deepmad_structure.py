@@ -162,15 +162,14 @@ def _chosen(source: Mapping[str, Any], index: int | None) -> Any:
 def _block(position: int, data: Any) -> Block:
     if not isinstance(data, Mapping):
         raise UsageError(f"block {position} is a {type(data).__name__}, not a dict")
-    keys: dict[str, Any] = {
-        _OWN_KEYS.get(key, key): value for key, value in data.items() if key not in _WITHOUT_EFFECT
-    }
+    spelled = {str(key): value for key, value in data.items() if key not in _WITHOUT_EFFECT}
+    keys = {_OWN_KEYS.get(key, key): value for key, value in spelled.items()}
     where = f"block {position} ({keys.get('class', 'no class')})"
     if "nbitsA" in keys or "nbitsW" in keys:
         raise UsageError(f"{where} is of the quantised family (nbitsA, nbitsW), which is not supported")
     if not isinstance(keys.get("class"), str) or keys["class"] not in _CLASSES:
         raise UsageError(f"{where}: known classes are {', '.join(_CLASSES)}")
-    if unknown := sorted(map(str, set(keys) - _KEYS)):
+    if unknown := sorted(set(keys) - _KEYS):
         raise UsageError(f"{where} has unknown keys: {', '.join(unknown)}")
     kind = _CLASSES[keys["class"]]
     block = Block(
