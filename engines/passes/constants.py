@@ -1,0 +1,22 @@
+"""Reading constants and static dimensions of graph values; shared by the rewrites of this folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array behind a constant or initializer, None for anything computed."""
+    return None if value is None or value.const_value is None else np.asarray(value.const_value.numpy())
+
+
+def static_size(value: ir.Value | None, axis: int) -> int | None:
+    """Size of one dimension where the graph fixes it."""
+    if value is None or value.shape is None:
+        return None
+    size = value.shape[axis]
+    return size if isinstance(size, int) else None
