@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -162,7 +161,7 @@ def class_matrix(
     """Zero-shot class weights, float32 (512, K), columns of length one, from the text tower of `checkpoint`.
 
     templates: formats with one {} or functions of a label; None takes OpenAI's 80 for ImageNet. Each
-    prompt's embedding is normalised, their mean per class is normalised again (Radford et al., section 3.1.4).
+    prompt's embedding is normalised, and so is their mean per class (Radford et al., section 3.1.4).
     """
     import open_clip
     from open_clip.convert import convert_state_dict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
+from typing import Any
 
 import torch
 from timm.models.tiny_vit import Attention as TinyVitAttention
@@ -28,15 +29,14 @@ def merge(module: nn.Module) -> nn.Module:
     return merged
 
 
-def _fix_biases(attention: nn.Module) -> None:
+def _fix_biases(attention: Any) -> None:
     with torch.no_grad():
-        gathered = attention.attention_biases[:, attention.attention_bias_idxs]  # type: ignore[index]
+        gathered = attention.attention_biases[:, attention.attention_bias_idxs]
     attention.register_buffer("gathered_biases", gathered, persistent=False)
     attention.get_attention_biases = types.MethodType(_gathered_biases, attention)
 
 
-def _gathered_biases(attention: nn.Module, device: torch.device) -> torch.Tensor:
+def _gathered_biases(attention: Any, device: torch.device) -> torch.Tensor:
     """(heads, N, N): stands in for the method of timm's that gathers from the table."""
-    biases = attention.gathered_biases
-    assert isinstance(biases, torch.Tensor)
+    biases: torch.Tensor = attention.gathered_biases
     return biases

@@ -216,25 +216,28 @@ class FeatureMaps(nn.Module):
     Maps are block or stage outputs as they are, without the final norm and without prefix tokens.
     """
 
-    def __init__(self, trunk: nn.Module, out_indices: Sequence[int]) -> None:
+    trunk: Any  # timm's models share methods, not a type
+
+    def __init__(self, trunk: Any, out_indices: Sequence[int]) -> None:
         super().__init__()
-        described = [trunk.feature_info[i] for i in out_indices]  # type: ignore[index]
+        described = [trunk.feature_info[i] for i in out_indices]
         self.channels = tuple(int(each["num_chs"]) for each in described)
         self.strides = tuple(int(each["reduction"]) for each in described)
         self.out_indices = tuple(out_indices)
-        trunk.prune_intermediate_layers(list(out_indices), prune_norm=True, prune_head=True)  # type: ignore[operator]
+        trunk.prune_intermediate_layers(list(out_indices), prune_norm=True, prune_head=True)
         self.trunk = trunk
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        maps = self.trunk.forward_intermediates(  # type: ignore[operator]
-            image, indices=list(self.out_indices), intermediates_only=True
+        return tuple(
+            self.trunk.forward_intermediates(
+                image, indices=list(self.out_indices), intermediates_only=True, stop_early=True
+            )
         )
-        return tuple(maps)
 
 
-def as_feature_maps(trunk: nn.Module, out_indices: Sequence[int] | None) -> FeatureMaps:
+def as_feature_maps(trunk: Any, out_indices: Sequence[int] | None) -> FeatureMaps:
     """`trunk` without its head. Default: the first four stages, or the ends of a plain ViT's quarters."""
-    count = len(trunk.feature_info)  # type: ignore[arg-type]
+    count = len(trunk.feature_info)
     plain = hasattr(trunk, "blocks")
     if out_indices is None:
         out_indices = [count * (i + 1) // 4 - 1 for i in range(4)] if plain else range(4)

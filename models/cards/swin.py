@@ -68,10 +68,10 @@ def _stvit_deit(
 
 ENTRIES = (
     _stvit_r(
-        "tiny", 28_320_214, 3_600_000_000, None, "", "The configuration exists upstream, weights do not."
+        "tiny", 28_320_214, 3_537_893_376, None, "", "The configuration exists upstream, weights do not."
     ),
-    _stvit_r("small", 49_625_518, 5_800_000_000, 82.7, "STViT-R-Swin-S.pth", ""),
-    _stvit_r("base", 87_812_336, 10_230_000_000, 83.2, "STViT-R-Swin-B.pth", ""),
+    _stvit_r("small", 49_625_518, 5_619_130_368, 82.7, "STViT-R-Swin-S.pth", ""),
+    _stvit_r("base", 87_812_336, 9_908_092_928, 83.2, "STViT-R-Swin-B.pth", ""),
     _stvit_deit("tiny", 192, 3, 0, 0, 72.2),
     _stvit_deit("small", 384, 6, 0, 0, 79.8),
     _stvit_deit("base", 768, 12, 0, 0, 81.8),

@@ -77,7 +77,7 @@ def _mci(index: int, width: int, parameters: int, macs: int, weights: str, tag: 
         paper="arXiv:2311.17049",
         weights=weights,
         licence="apple-amlr (research only)",
-        remark=f"An image encoder: forward gives its {width}-wide projection, or logits of a head you trained.",
+        remark=f"An image encoder: forward gives its {width}-wide projection, or logits of your head.",
     )
     config = {"architecture": name, "released_head": width}
     return Entry(card, _BUILDER, config, f"timm:{name}.{tag}")
@@ -99,7 +99,7 @@ _CLIP_VIT = Entry(
         weights="https://huggingface.co/timm/vit_base_patch16_clip_224.laion2b",
         licence="Apache-2.0",
         remark=(
-            "An image encoder: forward gives its 512-wide projection, or logits of a head you trained. "
+            "An image encoder: forward gives its 512-wide projection, or logits of your head. "
             "Weights named openai and metaclip were trained with QuickGELU: pass quick_gelu=True."
         ),
     ),
