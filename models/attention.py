@@ -8,6 +8,8 @@ Source of the arithmetic: Swin (arXiv 2103.14030), STViT (arXiv 2303.08685).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,7 +50,8 @@ def shifted_window_attention(
     region = _outer(region_y * 3, region_x, torch.add).reshape(-1, window**2)
     same = region[:, None, :, None] == region[:, None, None, :]
     bias = position_bias + torch.where(same, 0.0, -100.0).to(position_bias.dtype)
-    attended = _attend(*tokens.chunk(3, dim=-1), heads, bias)
+    q, k, v = tokens.chunk(3, dim=-1)
+    attended = _attend(q, k, v, heads, bias)
     y = (torch.arange(height, device=qkv.device) - shift) % padded_height
     x = (torch.arange(width, device=qkv.device) - shift) % padded_width
     return _merge(attended, y, x, window, rolled_x.shape[0])
@@ -99,7 +102,8 @@ def window_cross_attention(
     on_grid = _outer((y >= 0) & (y < rows * k_stride), (x >= 0) & (x < columns * k_stride), torch.logical_and)
     barred = (late | ~on_grid) & (masked_y + masked_x > 0)
     mask = torch.where(barred, -1000.0, 0.0).to(q.dtype).reshape(rows * columns, 1, 1, k_window**2)
-    attended = _attend(_partition(q, q_window), *keys.chunk(2, dim=-1), heads, mask)
+    k, v = keys.chunk(2, dim=-1)
+    attended = _attend(_partition(q, q_window), k, v, heads, mask)
     return _unpartition(attended, q, q_window)
 
 
@@ -118,7 +122,8 @@ def seeded_window_attention(
     x = _positions(_windows(q.shape[2], q_window), k_window, k_stride, q.device)
     patches = _gather(kv.flatten(1, 2), _outer(y * kv.shape[2], x, torch.add), k_window**2)
     keys = torch.cat((_partition(kv_seeds, q_window), patches), dim=2)
-    attended = _attend(_partition(q, q_window), *keys.chunk(2, dim=-1), heads)
+    k, v = keys.chunk(2, dim=-1)
+    attended = _attend(_partition(q, q_window), k, v, heads)
     return _unpartition(attended, q, q_window)
 
 
@@ -148,9 +153,9 @@ def _positions(count: int, window: int, stride: int, device: torch.device) -> Te
     return torch.arange(count, device=device)[:, None] * stride + torch.arange(window, device=device)
 
 
-def _outer(rows: Tensor, columns: Tensor, operation: object) -> Tensor:
+def _outer(rows: Tensor, columns: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """(gh, a), (gw, b) -> (gh, gw, a, b)."""
-    return operation(rows[:, None, :, None], columns[None, :, None, :])  # type: ignore[operator]
+    return operation(rows[:, None, :, None], columns[None, :, None, :])
 
 
 def _with_pad_row(grid: Tensor, pad: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -151,7 +152,7 @@ class HierarchicalTransformer(nn.Module):
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         x = self.patch_embed(image)
         maps = []
-        for i, stage in enumerate(self.layers):
+        for i, stage in enumerate(cast("Sequence[Stage]", self.layers)):
             x = stage(x)
             if self.features:
                 maps.append(self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from saccade.engines.passes.constants import constant
 
@@ -32,10 +35,15 @@ def share_window_bias(model: ir.Model) -> int:
     return changed
 
 
-def _initializer(model: ir.Model, name: str, values: object) -> ir.Value:
+def _initializer(model: ir.Model, name: str, values: NDArray[Any]) -> ir.Value:
     if name not in model.graph.initializers:
         tensor = ir.tensor(values, name=name)
         model.graph.register_initializer(
-            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            ir.Value(
+                name=name,
+                shape=ir.Shape(values.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
         )
     return model.graph.initializers[name]

@@ -1,0 +1,83 @@
+"""The graph files of a bundle: the source and what is derived from it, over one file of weights.
+
+Tensors are stored once however many graphs use them, and are mapped by the runtimes, not copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+from onnx.external_data_helper import set_external_data
+
+from saccade.engines.passes import inline
+
+WEIGHTS = "weights.bin"
+SMALL = 1024  # bytes; smaller tensors stay in the graph, where shape inference can read them
+ALIGNMENT = 64  # bytes; a cache line, and what vector loads like
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFile:
+    """One graph: its file, and for a derived one the rewrites that made it from the source."""
+
+    path: Path
+    passes: tuple[str, ...] = ()
+
+
+def write_graphs(source: onnx.ModelProto, folder: Path) -> dict[str, GraphFile]:
+    """Write `source` and the graphs derived from it into `folder`, by variant.
+
+    "source" is always there; "inlined" only where the source has local functions.
+    """
+    with (folder / WEIGHTS).open("wb") as file:
+        pool = _Pool(file)
+        files = {"source": GraphFile(pool.save(source, folder / "model.onnx"))}
+        if source.functions:
+            path = pool.save(inline.inline(source), folder / "model.inlined.onnx")
+            files["inlined"] = GraphFile(path, inline.NAMES)
+    return files
+
+
+class _Pool:
+    """Appends tensors to one file, each content once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._places: dict[bytes, tuple[int, int]] = {}
+
+    def save(self, model: onnx.ModelProto, path: Path) -> Path:
+        """Write `model` to `path` with its large initializers moved into the pool; `model` stays as it is."""
+        stored = onnx.ModelProto()
+        stored.CopyFrom(model)
+        for tensor in stored.graph.initializer:
+            content = onnx.numpy_helper.to_array(tensor).tobytes()
+            if len(content) >= SMALL:
+                offset, length = self._place(content)
+                place = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+                place.raw_data = b"-"  # set_external_data insists on a raw tensor
+                set_external_data(place, WEIGHTS, offset, length)
+                place.ClearField("raw_data")
+                tensor.CopyFrom(place)
+        path.write_bytes(stored.SerializeToString())
+        return path
+
+    def _place(self, content: bytes) -> tuple[int, int]:
+        digest = hashlib.sha256(content).digest()
+        if digest not in self._places:
+            self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+            self._places[digest] = self._file.tell(), len(content)
+            self._file.write(content)
+            self._file.flush()
+        return self._places[digest]
+
+
+def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Put `metadata` into the file's `metadata_props`, replacing what was there."""
+    del model.metadata_props[:]
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)

@@ -1,0 +1,139 @@
+"""Is what an engine computes what the torch module computes? Nothing is trusted until compared.
+
+The yardstick is the module itself in float64. How far its own float32 result is from that is the noise
+floor of the arithmetic; an engine may be `MARGIN` times as far, since it may sum in another order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from saccade.engines.engine import Engine
+from saccade.errors import ExportError
+
+Array = NDArray[np.float32]
+
+BATCHES = (1, 2, 5)
+MARGIN = 10.0
+LEAST = 2.0**-20  # of the output's largest magnitude: eight units of float32's last place
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One output of one graph in one engine at one batch size; all figures are absolute maxima."""
+
+    graph: str
+    engine: str
+    output: str
+    batch: int
+    difference: float
+    noise_floor: float
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """False also for NaN."""
+        return self.difference <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict of JSON types."""
+        return {**asdict(self), "agrees": self.agrees}
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a module answers to one input: outputs in float64 rounded to float32, and tolerances by output."""
+
+    image: Array
+    outputs: Mapping[str, NDArray[np.float64]]
+    noise_floors: Mapping[str, float]
+
+    def tolerance(self, output: str) -> float:
+        """Largest absolute difference that float32 arithmetic explains."""
+        largest = float(np.abs(self.outputs[output]).max())
+        return max(MARGIN * self.noise_floors[output], LEAST * largest)
+
+
+def expectations(
+    module: nn.Module, size_hw: tuple[int, int], outputs: Sequence[str], *, batches: Sequence[int] = BATCHES
+) -> list[Expectation]:
+    """Run `module` on fresh standard-normal pictures in float32 and float64, once per batch size."""
+    # The round trip through train() drops what timm caches in the dtype of an earlier run.
+    exact = copy.deepcopy(module).double().train().eval()
+    rng = np.random.default_rng()
+    return [_expectation(module, exact, _picture(rng, (batch, 3, *size_hw)), outputs) for batch in batches]
+
+
+def compare(
+    engine: Engine, expected: Sequence[Expectation], *, graph: str, engine_name: str
+) -> list[Comparison]:
+    """Run `engine` on the inputs of `expected` and measure every output."""
+    rows = []
+    for expectation in expected:
+        actual = engine.run({"image": expectation.image})
+        for output, values in expectation.outputs.items():
+            rows.append(
+                Comparison(
+                    graph=graph,
+                    engine=engine_name,
+                    output=output,
+                    batch=len(expectation.image),
+                    difference=float(np.abs(actual[output].astype(np.float64) - values).max()),
+                    noise_floor=expectation.noise_floors[output],
+                    tolerance=expectation.tolerance(output),
+                )
+            )
+    return rows
+
+
+def require_agreement(rows: Sequence[Comparison], name: str) -> None:
+    """Raise ExportError naming the worst output unless every row agrees."""
+    wrong = [row for row in rows if not row.agrees]
+    if wrong:
+        worst = max(wrong, key=lambda row: row.difference / row.tolerance)
+        raise ExportError(
+            f"{name}: output {worst.output!r} of {worst.graph} in {worst.engine} differs from the torch "
+            f"module by {worst.difference:.3g} at batch {worst.batch}; float32 noise explains "
+            f"{worst.tolerance:.3g}. {len(wrong)} of {len(rows)} comparisons failed; nothing was written"
+        )
+
+
+def write_conformance(expected: Expectation, path: Path) -> None:
+    """Store one input with its outputs and tolerances, for any host to re-check later."""
+    arrays: dict[str, NDArray[Any]] = {"input:image": expected.image}
+    for output, values in expected.outputs.items():
+        arrays[f"output:{output}"] = values.astype(np.float32)
+        # Other hosts may use other instructions, so they get the wider of the two usual bounds.
+        scale = float(np.abs(values).max())
+        arrays[f"tolerance:{output}"] = np.asarray(max(expected.tolerance(output), 1e-4 * scale), np.float32)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def _picture(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Standard normal, on a grid of sixteenths: it compresses well and any format holds it exactly."""
+    return np.round(rng.standard_normal(shape) * 16).astype(np.float32) / np.float32(16)
+
+
+def _expectation(module: nn.Module, exact: nn.Module, image: Array, outputs: Sequence[str]) -> Expectation:
+    rounded = _run(module, torch.from_numpy(image), outputs)
+    precise = _run(exact, torch.from_numpy(image).double(), outputs)
+    floors = {name: float(np.abs(rounded[name] - precise[name]).max()) for name in outputs}
+    return Expectation(image, precise, floors)
+
+
+def _run(
+    module: Callable[[torch.Tensor], Any], image: torch.Tensor, outputs: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    with torch.inference_mode():
+        result = module(image)
+    values = result if isinstance(result, tuple | list) else (result,)
+    return {name: value.double().numpy() for name, value in zip(outputs, values, strict=True)}

@@ -1,0 +1,353 @@
+"""From a checkpoint to a verified bundle: create, export, derive, compare, write. Build time: needs torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saccade.errors import MissingDependency, UsageError
+from saccade.models import zoo
+from saccade.models.card import Card, Preprocessing
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from saccade.bundle import Bundle
+    from saccade.engines.verify import Comparison, Expectation
+
+Progress = Callable[[str], None]
+
+INTERPOLATIONS = {"bilinear": "pillow-bilinear", "bicubic": "pillow-bicubic"}
+LIBRARIES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+
+def export_bundle(
+    name: str,
+    weights: Path | None,
+    out: Path,
+    *,
+    random: bool = False,
+    labels: Path | None = None,
+    num_classes: int | None = None,
+    input_size_hw: tuple[int, int] | None = None,
+    mean_rgb: tuple[float, float, float] | None = None,
+    std_rgb: tuple[float, float, float] | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    classes: Path | None = None,
+    class_matrix: Path | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export the model `name` with `weights` to the new folder `out`; nothing is left there on failure.
+
+    random: no weights; the bundle says "untrained" wherever it shows.
+    labels: class names, one per line or a JSON list; as many as the head has outputs.
+    input_size_hw, mean_rgb, std_rgb (in units of 0..1), crop (share of the resized side that is kept),
+    interpolation ("bilinear", "bicubic"): replace what the model's card says of the preprocessing.
+    config: sizes for `saccade.models.create`.
+    classes, class_matrix: CLIP only: class names to encode with the checkpoint's text tower, or a .npy file
+    (width, classes) of normalised class embeddings, named by `labels`. Without them the bundle embeds.
+    progress: called with a line of text as each step begins.
+
+    Raises UsageError, CheckpointError, or ExportError when the graph does not compute what the module does.
+    """
+    try:
+        import torch
+
+        from saccade import bundle
+        from saccade.engines import verify
+        from saccade.models.deploy import merge
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"exporting needs {error.name}, which is not installed: pip install 'saccade[export,cpu]'"
+        ) from error
+    from saccade.engines.export import export_graph
+
+    say = progress or (lambda step: None)
+    entry = zoo.entry(name)
+    _check_sources(name, weights, random, labels, classes, class_matrix, entry.card.task)
+    preprocessing = _preprocessing(
+        entry.card.preprocessing, input_size_hw, mean_rgb, std_rgb, crop, interpolation
+    )
+    size_hw = preprocessing.input_size_hw
+    sizes = _sizes(entry, dict(config or {}), num_classes, input_size_hw)
+
+    say(f"building {name}")
+    module = _module(name, weights, random, sizes)
+    names = _read_labels(classes or labels)
+    if classes or class_matrix:
+        module = _with_class_matrix(module, name, weights, names, class_matrix)
+    output = "embeddings" if entry.card.task == "embedding" and not (classes or class_matrix) else "logits"
+
+    say("exporting the graph")
+    graph = export_graph(merge(module), size_hw, outputs=(output,), name=name)
+    card = _card(entry.card, preprocessing, module, graph, output, names, untouched=not (sizes or random))
+    _set_card(graph, card)
+
+    say("computing what the module answers in float64")
+    with torch.inference_mode():
+        expected = verify.expectations(module, size_hw, (output,))
+
+    def fill(folder: Path) -> dict[str, Any]:
+        graphs, rows = _write_verified(graph, folder, expected, name, say)
+        return _manifest(card, graph, graphs, rows, weights, random, sizes)
+
+    return bundle.write(out, fill)
+
+
+def _check_sources(
+    name: str,
+    weights: Path | None,
+    random: bool,
+    labels: Path | None,
+    classes: Path | None,
+    class_matrix: Path | None,
+    task: str,
+) -> None:
+    if (weights is None) != random:
+        raise UsageError(f"give {name} either --weights FILE or --random, for a bundle without training")
+    if (classes or class_matrix) and task != "embedding":
+        raise UsageError(f"{name} classifies by itself: --classes and --class-matrix are for CLIP towers")
+    if classes and (class_matrix or labels or random):
+        raise UsageError("--classes names and encodes the classes: leave --labels, --class-matrix, --random")
+    if class_matrix and not labels:
+        raise UsageError("--class-matrix needs --labels FILE to name its columns")
+    if labels and task == "embedding" and not class_matrix:
+        raise UsageError(f"{name} has no classes of its own: give --classes FILE, or --class-matrix FILE too")
+
+
+def _preprocessing(
+    default: Preprocessing,
+    input_size_hw: tuple[int, int] | None,
+    mean_rgb: tuple[float, float, float] | None,
+    std_rgb: tuple[float, float, float] | None,
+    crop: float | None,
+    interpolation: str | None,
+) -> Preprocessing:
+    """`default` with what the user gave; another size keeps the share that is cropped."""
+    changes: dict[str, Any] = {}
+    if interpolation is not None:
+        if interpolation not in INTERPOLATIONS:
+            raise UsageError(f"interpolation {interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
+        changes["resampler"] = INTERPOLATIONS[interpolation]
+    if mean_rgb is not None:
+        changes["mean_rgb"] = mean_rgb
+    if std_rgb is not None:
+        if min(std_rgb) <= 0:
+            raise UsageError(f"std {std_rgb}: all three must be positive")
+        changes["std_rgb"] = std_rgb
+    if input_size_hw is not None or crop is not None:
+        size_hw = input_size_hw or default.input_size_hw
+        shares = [
+            size / resized for size, resized in zip(default.input_size_hw, default.resize_hw, strict=True)
+        ]
+        resized = [int(size / (crop or share)) for size, share in zip(size_hw, shares, strict=True)]
+        if default.resize == "shorter":
+            resized = [max(resized)] * 2
+        changes |= {"input_size_hw": size_hw, "resize_hw": tuple(resized)}
+    return dataclasses.replace(default, **changes)
+
+
+def _sizes(
+    entry: zoo.Entry,
+    config: dict[str, Any],
+    num_classes: int | None,
+    input_size_hw: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """Arguments for `create`: the user's, and the picture's size where the architecture depends on it."""
+    if num_classes is not None:
+        config["num_classes"] = num_classes
+    if input_size_hw is not None and "img_size" not in config:
+        module, function = entry.builder.split(":")
+        builder = getattr(importlib.import_module(module), function)
+        if "img_size" in inspect.signature(builder).parameters:
+            height, width = input_size_hw
+            config["img_size"] = height if height == width else input_size_hw
+    return config
+
+
+def _module(name: str, weights: Path | None, random: bool, sizes: Mapping[str, Any]) -> nn.Module:
+    """The model; without weights always the same random ones."""
+    import torch
+
+    from saccade.models import create
+
+    if not random:
+        return create(name, checkpoint=weights, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create(name, **sizes)
+
+
+def _with_class_matrix(
+    tower: nn.Module, name: str, weights: Path | None, names: Sequence[str], file: Path | None
+) -> nn.Module:
+    import numpy as np
+    import torch
+
+    from saccade.models.clip import EmbeddingClassifier, class_matrix
+
+    if file is None:
+        assert weights is not None  # _check_sources
+        return EmbeddingClassifier(tower, class_matrix(name, weights, names)).eval()
+    try:
+        matrix = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} is not a .npy file of numbers: {error}") from error
+    if matrix.ndim != 2 or matrix.shape[1] != len(names):
+        raise UsageError(f"{file} has the shape {matrix.shape}, but there are {len(names)} labels")
+    return EmbeddingClassifier(tower, torch.from_numpy(matrix.astype(np.float32))).eval()
+
+
+def _read_labels(file: Path | None) -> tuple[str, ...]:
+    """Class names from lines or from a JSON list; () without a file."""
+    if file is None:
+        return ()
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+        names = json.loads(text) if text.startswith("[") else [line.strip() for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read as labels: {error}") from error
+    if not names or not all(isinstance(each, str) and each for each in names):
+        raise UsageError(f"{file} must hold one label a line, none empty, or a JSON list of strings")
+    return tuple(names)
+
+
+def _card(
+    card: Card,
+    preprocessing: Preprocessing,
+    module: nn.Module,
+    graph: onnx.ModelProto,
+    output: str,
+    names: tuple[str, ...],
+    *,
+    untouched: bool,
+) -> Card:
+    """The zoo's card for this bundle. Published figures stay only where the model is the published one."""
+    changes: dict[str, Any] = {"preprocessing": preprocessing}
+    if output == "logits":
+        count = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        changes |= {"task": "classification", "labels": _labels(names, count)}
+    headed = card.task == "embedding" and output == "logits"
+    if headed or not untouched:
+        counted = sum(parameter.numel() for parameter in module.parameters())
+        changes |= {"top1": None, "multiply_accumulates": None, "parameters": counted}
+    return dataclasses.replace(card, **changes)
+
+
+def _labels(names: tuple[str, ...], count: int) -> tuple[str, ...]:
+    from saccade.models.labels import imagenet_1k
+
+    if names and len(names) != count:
+        raise UsageError(f"there are {len(names)} labels, but the model has {count} classes")
+    if names:
+        return names
+    return imagenet_1k() if count == 1000 else tuple(str(i) for i in range(count))
+
+
+def _set_card(graph: onnx.ModelProto, card: Card) -> None:
+    from saccade.engines.graphs import set_metadata
+
+    set_metadata(graph, {"saccade.card": json.dumps(card.to_json())})
+
+
+def _write_verified(
+    graph: onnx.ModelProto, folder: Path, expected: Sequence[Expectation], name: str, say: Progress
+) -> tuple[dict[str, Any], list[Comparison]]:
+    """Write the graphs, run each in every installed engine that takes it, and compare."""
+    from saccade.engines import verify
+    from saccade.engines.engine import open_engine
+    from saccade.engines.graphs import write_graphs
+
+    (folder / "graphs").mkdir()
+    written = write_graphs(graph, folder / "graphs")
+    variants = _variants(written)
+    rows: list[Comparison] = []
+    for engine_name, files in _runs(variants):
+        graph_name = files.name
+        say(f"comparing {graph_name} in {engine_name} with the module")
+        with open_engine({"source": files}, engine_name) as engine:
+            rows += verify.compare(engine, expected, graph=graph_name, engine_name=engine_name)
+    verify.require_agreement(rows, name)
+    verify.write_conformance(expected[0], folder / "conformance.npz")
+    report = {
+        "reference": "the torch module in float64",
+        "tolerance": f"{verify.MARGIN:g} x the float32 noise floor, at least 2^-20 of the largest value",
+        "comparisons": [row.to_json() for row in rows],
+    }
+    (folder / "verify.json").write_text(json.dumps(report, indent=1))
+    source_sha256 = hashlib.sha256((folder / "graphs" / "model.onnx").read_bytes()).hexdigest()
+    derived = {
+        f"graphs/{file.path.name}": {"source_sha256": source_sha256, "passes": list(file.passes)}
+        for variant, file in written.items()
+        if variant != "source"
+    }
+    paths = {variant: f"graphs/{path.name}" for variant, path in variants.items()}
+    return {"graphs": paths, "derived": derived}, rows
+
+
+def _variants(written: Mapping[str, Any]) -> dict[str, Path]:
+    """Which file each engine takes: both CPU engines are best served by the graph without functions."""
+    source = written["source"].path
+    if "inlined" not in written:
+        return {"source": source}
+    inlined = written["inlined"].path
+    return {"source": source, "onnxruntime": inlined, "openvino": inlined}
+
+
+def _runs(variants: Mapping[str, Path]) -> list[tuple[str, Path]]:
+    """Every (engine, file) to compare: all files in ONNX Runtime, and OpenVINO's where it is installed."""
+    runs = [("onnxruntime", path) for path in dict.fromkeys(variants.values())]
+    if importlib.util.find_spec("openvino"):
+        runs.append(("openvino", variants.get("openvino", variants["source"])))
+    return runs
+
+
+def _manifest(
+    card: Card,
+    graph: onnx.ModelProto,
+    graphs: Mapping[str, Any],
+    rows: Sequence[Comparison],
+    weights: Path | None,
+    random: bool,
+    sizes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What bundle.json says, less schema and files, which `bundle.write` adds."""
+    return {
+        "name": card.name,
+        "task": card.task,
+        "card": card.to_json(),
+        "inputs": [_tensor(value) for value in graph.graph.input],
+        "outputs": [_tensor(value) for value in graph.graph.output],
+        **graphs,
+        "untrained": random,
+        "provenance": {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "weights": weights.name if weights else None,
+            "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
+            "config": dict(sizes),
+            "versions": {"saccade": importlib.metadata.version("saccade"), **_versions()},
+            "nodes": len(graph.graph.node),
+            "largest_difference": max(row.difference for row in rows),
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
+
+
+def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    dims = value.type.tensor_type.shape.dim
+    return {"name": value.name, "dtype": "float32", "shape": [d.dim_param or d.dim_value for d in dims]}
