@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, UsageError
 from saccade.models.checkpoint import Checkpoint, Source, load_strict, read_checkpoint
-from saccade.models.deploy import merge
 from saccade.models.timm_models import as_feature_maps, build, head_width, load
 
-__all__ = ["EmbeddingClassifier", "ImageTower", "class_matrix", "image_tower", "merge"]
+__all__ = ["EmbeddingClassifier", "ImageTower", "class_matrix", "image_tower"]
 
 EMBEDDING = 512
 

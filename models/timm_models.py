@@ -83,7 +83,7 @@ def build(architecture: str, num_classes: int, sizes: Mapping[str, Any]) -> nn.M
     given = {key: value for key, value in sizes.items() if value is not None}
     try:
         return cast(nn.Module, timm.create_model(architecture, num_classes=num_classes, **given))
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError) as error:  # timm's ways to refuse sizes
         raise UsageError(f"{architecture} cannot be built with {given}: {error}") from error
 
 
