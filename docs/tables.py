@@ -1,0 +1,89 @@
+"""Write the model tables of README.md and docs/models.md from the zoo and docs/status.json.
+
+    python docs/tables.py
+
+A status is one of the four words of the README, per model: on CPU (ONNX Runtime and OpenVINO) and for
+TensorRT. Models that docs/status.json does not name are unverified. A test holds the files to this.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from saccade.models.card import Card
+from saccade.models.zoo import ENTRIES
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = ("executed", "built by TensorRT for RTX", "API-checked", "unverified")
+STATUS: dict[str, dict[str, str]] = json.loads((ROOT / "docs" / "status.json").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    for path, marker, table in tables():
+        text = path.read_text(encoding="utf-8")
+        path.write_text(filled(text, marker, table), encoding="utf-8")
+
+
+def tables() -> tuple[tuple[Path, str, str], ...]:
+    """(file, marker, Markdown) of every generated table."""
+    cards = [entry.card for entry in ENTRIES.values()]
+    return (
+        (ROOT / "README.md", "families", "\n".join(_families(cards))),
+        (ROOT / "docs" / "models.md", "models", "\n".join(_models(cards))),
+    )
+
+
+def filled(text: str, marker: str, table: str) -> str:
+    """`text` with `table` between ``<!-- marker -->`` and the ``<!-- end -->`` that follows it."""
+    before, opening, rest = text.partition(f"<!-- {marker} -->\n")
+    _, closing, after = rest.partition("<!-- end -->")
+    assert opening, f"<!-- {marker} --> is missing"
+    assert closing, f"<!-- end --> is missing after {marker}"
+    return f"{before}{opening}{table}\n{closing}{after}"
+
+
+def _families(cards: Sequence[Card]) -> Iterator[str]:
+    yield "| family | models | on CPU | TensorRT |"
+    yield "|---|---|---|---|"
+    for family in dict.fromkeys(card.family for card in cards):
+        group = [card for card in cards if card.family == family]
+        names = ", ".join(f"`{card.name}`" for card in group)
+        yield f"| {family} | {names} | {_summary(group, 'cpu')} | {_summary(group, 'tensorrt')} |"
+
+
+def _summary(cards: Sequence[Card], where: str) -> str:
+    """The status word, with how many of the models it holds for where they differ."""
+    counts = Counter(_status(card.name, where) for card in cards)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{word} ({counts[word]} of {len(cards)})" for word in WORDS if counts[word])
+
+
+def _models(cards: Sequence[Card]) -> Iterator[str]:
+    yield "| model | task | input | parameters, M | GMACs | top-1, % | weights licence | on CPU | TensorRT |"
+    yield "|---|---|---|--:|--:|--:|---|---|---|"
+    for card in cards:
+        height, width = card.preprocessing.input_size_hw
+        cells = (
+            f"`{card.name}`",
+            card.task,
+            f"{height}x{width}",
+            "" if card.parameters is None else f"{card.parameters / 1e6:.1f}",
+            "" if card.multiply_accumulates is None else f"{card.multiply_accumulates / 1e9:.1f}",
+            "" if card.top1 is None else f"{card.top1:.1f}",
+            card.licence,
+            _status(card.name, "cpu"),
+            _status(card.name, "tensorrt"),
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def _status(name: str, where: str) -> str:
+    return STATUS.get(name, {}).get(where, "unverified")
+
+
+if __name__ == "__main__":
+    main()
