@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -112,16 +113,16 @@ def _name_nodes(model: ir.Model) -> None:
 
 
 def _name_dimensions(model: onnx.ModelProto, dynamic_size: bool) -> None:
-    """Call the free dimensions of the input, and of outputs that share them, by their names."""
+    """Call the free dimensions of the input by their names, also in what is computed from them."""
     (image,) = model.graph.input
-    renamed = {}
     free = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
-    for axis, label in free.items():
-        renamed[image.type.tensor_type.shape.dim[axis].dim_param] = label
+    dims = image.type.tensor_type.shape.dim
+    names = {dims[axis].dim_param: label for axis, label in free.items()}
+    symbols = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in names))
     for value in (image, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in renamed:
-                dim.dim_param = renamed[dim.dim_param]
+            if dim.dim_param:
+                dim.dim_param = symbols.sub(lambda match: names[match[0]], dim.dim_param)
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def _stvit_deit(
         ),
     )
     config = {"embed_dim": width, "depth": 12, "num_heads": heads, "img_size": 224}
-    return Entry(card, "saccade.models.stvit:stvit_deit", config)
+    return Entry(card, "saccade.models.stvit_deit:stvit_deit", config)
 
 
 ENTRIES = (
