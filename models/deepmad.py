@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from saccade.errors import UsageError
 from saccade.models.checkpoint import Checkpoint, load_strict
@@ -207,7 +208,7 @@ class ResidualUnit(nn.Module):
         self.se2 = SqueezeExcite(mid) if block.kind == "depthwise-se" else nn.Identity()
         self.conv3 = ConvBN(mid, block.out_channels, 1, groups=groups)
         self.has_shortcut = dense or in_channels == block.out_channels
-        self.pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
+        self.pool = HalvingPool() if stride == 2 else nn.Identity()
         projects = dense and is_first
         self.residual_proj = ConvBN(in_channels, block.out_channels, 1) if projects else nn.Identity()
 
@@ -217,6 +218,16 @@ class ResidualUnit(nn.Module):
         if self.has_shortcut:
             main = main + self.residual_proj(self.pool(x))
         return self.act(main)
+
+
+class HalvingPool(nn.Module):
+    """Mean of every 2x2 square of a map with even sides (`Structure.check_size` sees to that)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Rounding up is the same on even sides, and while they are symbolic it gives the expression that the
+        # convolution beside it gives: otherwise the exporter cannot tell that the two can be added.
+        is_symbolic = not (isinstance(x.shape[-2], int) and isinstance(x.shape[-1], int))
+        return functional.avg_pool2d(x, 2, ceil_mode=is_symbolic)
 
 
 class SqueezeExcite(nn.Module):
