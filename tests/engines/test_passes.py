@@ -1,0 +1,100 @@
+"""Each rewrite on the graph it is for and on one it must leave alone, with the numbers compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import helper, parser
+
+from saccade.engines.passes.identity_gathers import drop_identity_gathers
+from saccade.engines.passes.inline import inline
+from saccade.engines.passes.pad_rows import drop_unused_pad_rows
+from saccade.engines.passes.window_bias import share_window_bias
+from saccade.models.operators import DOMAIN, OPERATORS, OPSET, PLUGIN_ATTRIBUTES, VERSION
+
+HEADER = '<ir_version: 9, opset_import: ["" : 20]>\n'
+
+PAD_USED = """g (float[N, 4, 2] x) => (float[N, 3, 2] y)
+  <float[1, 1, 2] row = {7.0, 8.0}, int64[3] index = {0, 4, 2}, int64[3] lead = {1, 1, 2}>
+  { batch = Shape <start = 0, end = 1> (x)
+    rest = Constant <value_ints = [1, 2]> ()
+    shape = Concat <axis = 0> (batch, rest)
+    rows = Expand (row, shape)
+    grid = Concat <axis = 1> (x, rows)
+    y = Gather <axis = 1> (grid, index) }"""
+PAD_UNUSED = PAD_USED.replace("{0, 4, 2}", "{0, 3, 2}")
+IDENTITY = """g (float[N, 3] x) => (float[N, 3] y) <int64[3] index = {0, 1, 2}>
+  { gathered = Gather <axis = 1> (x, index)
+    y = Relu (gathered) }"""
+REORDERED = IDENTITY.replace("{0, 1, 2}", "{0, 2, 1}")
+PART = """g (float[N, 4] x) => (float[N, 3] y) <int64[3] index = {0, 1, 2}>
+  { gathered = Gather <axis = 1> (x, index)
+    y = Relu (gathered) }"""
+BIAS_EQUAL = """g (float[N, 2, 1, 1, 2] x) => (float[N, 2, 1, 1, 2] y)
+  <float[2, 1, 1, 2] bias = {1.0, 2.0, 1.0, 2.0}>
+  { sum = Add (x, bias)
+    y = Softmax <axis = -1> (sum) }"""
+BIAS_ZERO = BIAS_EQUAL.replace("{1.0, 2.0, 1.0, 2.0}", "{0.0, 0.0, 0.0, 0.0}")
+BIAS_VARIED = BIAS_EQUAL.replace("{1.0, 2.0, 1.0, 2.0}", "{1.0, 2.0, 1.0, 3.0}")
+
+
+def _answer(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, dict(feeds))[0]
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "text", "changes"),
+    [
+        (drop_unused_pad_rows, PAD_UNUSED, 1),
+        (drop_unused_pad_rows, PAD_USED, 0),
+        (drop_identity_gathers, IDENTITY, 1),
+        (drop_identity_gathers, REORDERED, 0),
+        (drop_identity_gathers, PART, 0),
+        (share_window_bias, BIAS_EQUAL, 1),
+        (share_window_bias, BIAS_ZERO, 1),
+        (share_window_bias, BIAS_VARIED, 0),
+    ],
+)
+def test_rewrite(rewrite: Callable[[ir.Model], int], text: str, changes: int) -> None:
+    model = onnx.shape_inference.infer_shapes(parser.parse_model(HEADER + text))
+    dims = [d.dim_value or 3 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    feeds = {"x": np.random.default_rng(0).standard_normal(dims, dtype=np.float32)}
+    rewritten = ir.from_proto(model)
+    assert rewrite(rewritten) == changes
+    after = ir.to_proto(rewritten)
+    onnx.checker.check_model(after, full_check=True)
+    np.testing.assert_array_equal(_answer(after, feeds), _answer(model, feeds))
+
+
+def test_one_window_needs_no_gather() -> None:
+    """A 7x7 grid is one window: inlined for its size, only the attention itself is left."""
+    name, shapes = "ShiftedWindowAttention", [(2, 7, 7, 48), (48,), (1, 49, 49)]
+    attributes = {"heads": 1, "window": 7, "shift": 0, **PLUGIN_ATTRIBUTES}
+    node = helper.make_node(name, OPERATORS[name].inputs, ["y"], domain=DOMAIN, **attributes)
+    rng = np.random.default_rng(0)
+    values = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    free = helper.make_tensor_value_info("qkv", onnx.TensorProto.FLOAT, ["N", 7, 7, 48])
+    constants = [
+        onnx.numpy_helper.from_array(value, label)
+        for value, label in zip(values[1:], OPERATORS[name].inputs[1:], strict=True)
+    ]
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 7, 7, 16])
+    model = helper.make_model(
+        helper.make_graph([node], "one", [free], [result], constants),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
+        functions=[parser.parse_function(OPERATORS[name].body)],
+        ir_version=9,
+    )
+    inlined = inline(model)
+    assert not inlined.functions
+    assert {n.op_type for n in inlined.graph.node}.isdisjoint({"Gather", "Range", "Where", "Mod", "Pad"})
+    np.testing.assert_allclose(
+        _answer(inlined, {"qkv": values[0]}), _answer(model, {"qkv": values[0]}), rtol=1e-5, atol=1e-6
+    )
