@@ -6,7 +6,7 @@ MobileCLIP: Vasu et al., arXiv 2311.17049 (apple/ml-mobileclip); ViT-B/16: Radfo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from saccade.errors import CheckpointError, UsageError
 from saccade.models.checkpoint import Checkpoint, Source, load_strict, read_checkpoint
 from saccade.models.timm_models import as_feature_maps, build, head_width, load
+from saccade.models.towers import has_text_tower, image_state, is_text_name
 
 __all__ = ["EmbeddingClassifier", "ImageTower", "class_matrix", "image_tower"]
 
@@ -88,41 +89,6 @@ def _make_official(trunk: nn.Module) -> None:
             part.eps = 1e-5
 
 
-# --- the two towers of a checkpoint --------------------------------------------------------------------
-
-# OpenAI's files keep these sizes among the weights.
-_SIZES_AS_TENSORS = ("input_resolution", "context_length", "vocab_size")
-# The text tower and the scalars, in the layouts of apple/ml-mobileclip, open_clip and OpenAI.
-_TEXT = (
-    "text_encoder.",
-    "text.",
-    "transformer.",
-    "token_embedding.",
-    "positional_embedding",
-    "text_projection",
-    "ln_final.",
-    "logit_scale",
-    "logit_bias",
-    *_SIZES_AS_TENSORS,
-)
-_IMAGE = ("image_encoder.", "visual.")
-_OPEN_CLIP_TRUNK = "visual.trunk."
-
-
-def image_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image tower's weights, in the official, OpenAI's or timm's names.
-
-    In a checkpoint of two towers a name that belongs to neither stays, for the strict loader to report.
-    """
-    if not any(name.startswith(_IMAGE) for name in state):
-        return dict(state)
-    return {
-        name.removeprefix(_OPEN_CLIP_TRUNK): tensor
-        for name, tensor in state.items()
-        if not name.startswith(_TEXT)
-    }
-
-
 # --- zero-shot classification ----------------------------------------------------------------------------
 
 
@@ -169,12 +135,13 @@ def class_matrix(
         known = ", ".join(_OPEN_CLIP)
         raise UsageError(f"the text tower of {name!r} cannot be built here; those of {known} can")
     architecture = _OPEN_CLIP[name]
-    model = open_clip.create_model(architecture, force_quick_gelu=quick_gelu)
-    state = dict(read_checkpoint(checkpoint).state)
-    if not any(name.startswith(_TEXT) for name in state):
+    state = read_checkpoint(checkpoint).state
+    if not has_text_tower(state):
         raise CheckpointError(f"the checkpoint holds no text tower; {name} needs one to make class weights")
+    model = open_clip.create_model(architecture, force_quick_gelu=quick_gelu)
     what = f"the text tower of {architecture}"
-    load_strict(model, convert_state_dict(model, state), what=what, ignore=_not_text)
+    converted = convert_state_dict(model, dict(state))
+    load_strict(model, converted, what=what, ignore=lambda each: not is_text_name(each))
     columns: Tensor = open_clip.build_zero_shot_classifier(
         model,
         open_clip.get_tokenizer(architecture),
@@ -183,7 +150,3 @@ def class_matrix(
         num_classes_per_batch=10,
     )
     return columns.float()
-
-
-def _not_text(name: str) -> bool:
-    return name.startswith((*_IMAGE, *_SIZES_AS_TENSORS))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from saccade.errors import UsageError
 from saccade.models.checkpoint import Checkpoint, load_strict
+from saccade.models.towers import image_state
 
 __all__ = ["FeatureMaps", "as_feature_maps", "build", "head_width", "renamed", "timm_model"]
 
@@ -54,9 +55,8 @@ def timm_model(
     The sizes replace timm's; each architecture takes its own (ViT: patch_size, embed_dim, depth, num_heads;
     TinyViT: embed_dims, depths, num_heads, window_sizes; MCi: embed_dims, layers).
     """
-    width = num_classes
-    if width is None:
-        width = (head_width(checkpoint.state) if checkpoint else None) or released_head
+    state = image_state(checkpoint.state) if checkpoint else None
+    width = num_classes or (head_width(state) if state else None) or released_head
     sizes = {
         "img_size": img_size if _has_fixed_size(architecture) else None,
         "patch_size": patch_size,
@@ -71,8 +71,8 @@ def timm_model(
         "act_layer": "quick_gelu" if quick_gelu else None,
     }
     model = build(architecture, width, sizes)
-    if checkpoint is not None:
-        load(model, checkpoint.state, what=architecture, headless=features)
+    if state is not None:
+        load(model, state, what=architecture, headless=features)
     if head is not None:
         _replace_head(model, head)
     return as_feature_maps(model, out_indices) if features else model
@@ -111,9 +111,7 @@ _HEADS = (
     ("head.weight", 0),
     ("head.proj", 1),
     ("image_encoder.model.head.proj", 1),
-    ("visual.trunk.head.fc.weight", 0),
-    ("visual.trunk.head.weight", 0),
-    ("visual.head.proj.weight", 0),
+    ("image_encoder.model.classifier.proj", 1),
     ("visual.proj", 1),
 )
 
