@@ -8,7 +8,6 @@ by `saccade.models.nvit_convert`.
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from saccade.models.nvit_convert import (
     is_compact,
     is_head_aligned,
     resized,
+    square_side,
 )
 from saccade.models.nvit_dims import Dims, Rule, redistributed
 
@@ -140,7 +140,12 @@ def _stated_dims(checkpoint: Checkpoint) -> Dims | None:
 
 def _dense_dims(state: Mapping[str, Tensor]) -> Dims:
     """The widths of a distilled DeiT: heads of 64, MLP four times as wide. Anything else is refused."""
-    embed = state["cls_token"].shape[-1] if "cls_token" in state else 0
+    if "cls_token" not in state or "dist_token" not in state:
+        raise CheckpointError(
+            "this is no NViT or distilled DeiT: it has no cls_token or no dist_token. Its names begin with "
+            + ", ".join(list(state)[:3])
+        )
+    embed = state["cls_token"].shape[-1]
     depth = sum(key.endswith("attn.qkv.weight") for key in state)
     dense = {"attn.qkv.weight": (3 * embed, embed), "mlp.fc1.weight": (4 * embed, embed)}
     shapes = {(key, tuple(state[key].shape)) for key in state if key.endswith(tuple(dense))}
@@ -155,10 +160,10 @@ def _dense_dims(state: Mapping[str, Tensor]) -> Dims:
 
 
 def _size_hw(img_size: Size | None, state: Mapping[str, Tensor], patch_size: int) -> tuple[int, int]:
-    if img_size is None and "pos_embed" in state:
-        img_size = patch_size * math.isqrt(state["pos_embed"].shape[1] - PREFIX_TOKENS)
-    elif img_size is None:
-        img_size = 224
+    if img_size is None:
+        stored = state.get("pos_embed")
+        side = square_side(stored.shape[1]) if stored is not None and stored.ndim == 3 else None
+        img_size = 224 if side is None else side * patch_size
     size_hw = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
     if any(side < patch_size or side % patch_size for side in size_hw):
         raise UsageError(f"img_size {size_hw[0]}x{size_hw[1]} is no multiple of the patch size {patch_size}")

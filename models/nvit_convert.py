@@ -24,7 +24,15 @@ from torch import Tensor
 from saccade.errors import CheckpointError
 from saccade.models.nvit_dims import Dims
 
-__all__ = ["PREFIX_TOKENS", "compact", "from_compact", "is_compact", "is_head_aligned", "resized"]
+__all__ = [
+    "PREFIX_TOKENS",
+    "compact",
+    "from_compact",
+    "is_compact",
+    "is_head_aligned",
+    "resized",
+    "square_side",
+]
 
 State = Mapping[str, Tensor]
 PREFIX_TOKENS = 2  # class and distillation
@@ -191,25 +199,30 @@ def _take(state: dict[str, Tensor], name: str) -> Tensor:
 def resized(state: State, grid_hw: tuple[int, int]) -> dict[str, Tensor]:
     """Our layout for another patch grid: position embeddings and token masks resampled (bicubic).
 
-    The stored grid must be square. The entries of the class and distillation tokens are kept.
+    The entries of the class and distillation tokens are kept. What is no square grid is left as it is, for
+    the strict loader to report.
     """
     changed = dict(state)
     for key, value in state.items():
-        if key == "pos_embed":
+        if key == "pos_embed" and value.ndim == 3:
             changed[key] = _resized(value, grid_hw)
-        elif key.endswith("attn.token_mask"):
+        elif key.endswith("attn.token_mask") and value.ndim == 2:
             changed[key] = _resized(value[None], grid_hw)[0]
     return changed
 
 
+def square_side(tokens: int) -> int | None:
+    """The side of the square patch grid of a model with `tokens` tokens; None where there is none."""
+    side = math.isqrt(max(0, tokens - PREFIX_TOKENS))
+    return side if side and side**2 == tokens - PREFIX_TOKENS else None
+
+
 def _resized(tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     """(1, 2 + side * side, C) to (1, 2 + height * width, C)."""
-    prefix, grid = tokens[:, :PREFIX_TOKENS], tokens[:, PREFIX_TOKENS:]
-    side = math.isqrt(grid.shape[1])
-    if grid.shape[1] == grid_hw[0] * grid_hw[1]:
+    side = square_side(tokens.shape[1])
+    if side is None or tokens.shape[1] == PREFIX_TOKENS + grid_hw[0] * grid_hw[1]:
         return tokens
-    if grid.shape[1] != side**2:
-        raise CheckpointError(f"{grid.shape[1]} patch positions are no square grid and cannot be resized")
+    prefix, grid = tokens[:, :PREFIX_TOKENS], tokens[:, PREFIX_TOKENS:]
     image = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
     image = torch.nn.functional.interpolate(image, grid_hw, mode="bicubic", antialias=True)
     return torch.cat([prefix, image.permute(0, 2, 3, 1).flatten(1, 2).to(grid.dtype)], dim=1)
