@@ -28,7 +28,10 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OperatorTable:
-    """Facts of one TensorRT release. `types`: supported operator -> tensor types, in TensorRT's names."""
+    """Facts of one TensorRT release. `types`: supported operator -> tensor types, in TensorRT's names.
+
+    They are the documentation's, less those that a real parser was seen to refuse (`refused_types`).
+    """
 
     tensorrt: str
     opset_min: int
@@ -43,11 +46,15 @@ def operator_table() -> OperatorTable:
     """The table shipped with this version."""
     text = resources.files("saccade.engines").joinpath("data", "trt_operators.json").read_text("utf-8")
     data = json.loads(text)
+    refused = data["refused_types"]
     return OperatorTable(
         tensorrt=data["tensorrt"],
         opset_min=data["opset_min"],
         opset_max=data["opset_max"],
-        types={name: frozenset(types.split()) for name, types in data["types"].items()},
+        types={
+            name: frozenset(types.split()) - frozenset(refused.get(name, "").split())
+            for name, types in data["types"].items()
+        },
         unsupported=frozenset(data["unsupported"]),
         restrictions=data["restrictions"],
     )
