@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import onnxruntime
 import open_clip
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from tests import parity
 from torch import Tensor
 
+from saccade.engines.export import export_graph
 from saccade.errors import CheckpointError, UsageError
 from saccade.models import create
 from saccade.models.clip import EmbeddingClassifier, class_matrix
@@ -51,6 +53,20 @@ def test_towers_agree_with_the_official_implementations(reference: str) -> None:
     parity.check("text_embed_norm", matrix.T, expected)
     scale = float(weights["logit_scale"].exp().clamp(max=100))
     parity.check("logits_per_image", EmbeddingClassifier(tower, matrix, scale)(image), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", NAMES)
+def test_tower_graphs_agree_too(reference: str) -> None:
+    """The exported graphs in ONNX Runtime: embeddings, and maps from a graph of their own."""
+    expected = parity.load("clip", reference)
+    image, weights = parity.inputs(expected)["image"], parity.state_dict(expected)
+    for features, keys in ((False, ("image_embed",)), (True, MAPS[reference])):
+        model = merge(create(NAMES[reference], checkpoint=weights, features=features))
+        graph = export_graph(model, (image.shape[2], image.shape[3]), outputs=keys, name=reference)
+        session = onnxruntime.InferenceSession(graph.SerializeToString())
+        for key, value in zip(keys, session.run(None, {"image": image.numpy()}), strict=True):
+            parity.check(key, value, expected)
 
 
 def official_b_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import onnxruntime
 import pytest
 import timm
 import torch
 from tests import parity
 
+from saccade.engines.export import export_graph
 from saccade.errors import CheckpointError, UsageError
 from saccade.models import create
 from saccade.models.deploy import merge
@@ -53,6 +55,24 @@ def test_tiny_vit_agrees_with_the_official_implementation(name: str) -> None:
         backbone = create(reference.config["model"], checkpoint=weights, features=True)
         for i, feature in enumerate(backbone(image)):
             parity.check(f"stage{i}", feature, reference)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "tiny_vit_5m_224" else pytest.param(name, marks=pytest.mark.slow)
+        for name in parity.names("tinyvit")
+    ],
+)
+def test_tiny_vit_graphs_agree_too(name: str) -> None:
+    """The exported graph in ONNX Runtime: attention biases are constants, no lookup is left."""
+    reference = parity.load("tinyvit", name)
+    image = parity.inputs(reference)["image"]
+    model = create(reference.config["model"], checkpoint=parity.state_dict(reference))
+    graph = export_graph(merge(model), (image.shape[2], image.shape[3]), name=name)
+    assert not {"GatherND", "BatchNormalization", "Erf"} & {node.op_type for node in graph.graph.node}
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    parity.check("logits", session.run(None, {"image": image.numpy()})[0], reference)
 
 
 def test_the_22k_indices_are_the_official_list() -> None:
