@@ -76,7 +76,7 @@ def export_bundle(
 
     say = progress or (lambda step: None)
     entry = zoo.entry(name)
-    _check_sources(name, weights, random, labels, classes, class_matrix, entry.card.task)
+    _check_sources(entry.card, weights, random, labels, classes, class_matrix)
     preprocessing = _preprocessing(
         entry.card.preprocessing, input_size_hw, mean_rgb, std_rgb, crop, interpolation
     )
@@ -88,7 +88,8 @@ def export_bundle(
     names = _read_labels(classes or labels)
     if classes or class_matrix:
         module = _with_class_matrix(module, name, weights, names, class_matrix)
-    output = "embeddings" if entry.card.task == "embedding" and not (classes or class_matrix) else "logits"
+    embeds = entry.card.task == "embedding" and not names and num_classes is None
+    output = "embeddings" if embeds else "logits"
 
     say("exporting the graph")
     graph = export_graph(merge(module), size_hw, outputs=(output,), name=name)
@@ -107,23 +108,23 @@ def export_bundle(
 
 
 def _check_sources(
-    name: str,
+    card: Card,
     weights: Path | None,
     random: bool,
     labels: Path | None,
     classes: Path | None,
     class_matrix: Path | None,
-    task: str,
 ) -> None:
+    name = card.name
     if (weights is None) != random:
         raise UsageError(f"give {name} either --weights FILE or --random, for a bundle without training")
-    if (classes or class_matrix) and task != "embedding":
+    if (classes or class_matrix) and card.family != "clip":
         raise UsageError(f"{name} classifies by itself: --classes and --class-matrix are for CLIP towers")
     if classes and (class_matrix or labels or random):
         raise UsageError("--classes names and encodes the classes: leave --labels, --class-matrix, --random")
     if class_matrix and not labels:
         raise UsageError("--class-matrix needs --labels FILE to name its columns")
-    if labels and task == "embedding" and not class_matrix:
+    if labels and card.family == "clip" and not class_matrix:
         raise UsageError(f"{name} has no classes of its own: give --classes FILE, or --class-matrix FILE too")
 
 

@@ -1,0 +1,292 @@
+"""A bundle: one folder with graphs, weights, card, and the evidence that they belong together.
+
+    bundle.json         schema, name, task, card, tensors, graphs, every file's sha256 and size, provenance
+    graphs/             source graph and derived ones over one weights.bin
+    verify.json         what was compared at export
+    conformance.npz     the sample that `load(..., prove=True)` repeats
+
+Reading executes nothing of ours: JSON, ONNX, and arrays without pickles. sha256 detects corruption; it
+proves no origin.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from saccade.engines.engine import TensorSpec
+from saccade.errors import BundleError, ExportError, UsageError
+from saccade.models.card import Card
+
+SCHEMA = 1
+MANIFEST = "bundle.json"
+MANIFEST_LIMIT = 16 * 2**20  # bytes; 21,841 labels take 0.5 MB
+CHUNK = 2**20
+UNPACKED_LIMIT = 16 * 2**30  # bytes; what a zip may unpack to
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What bundle.json says, with the paths of the graphs resolved. `graphs` maps a variant to its file."""
+
+    path: Path
+    name: str
+    task: str
+    card: Card
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    graphs: Mapping[str, Path]
+    files: Mapping[str, Mapping[str, Any]]
+    derived: Mapping[str, Any]
+    untrained: bool
+    provenance: Mapping[str, Any]
+
+
+def home() -> Path:
+    """Where bundles are looked up by name: `$SACCADE_HOME`, default ~/.cache/saccade/bundles."""
+    return Path(os.environ.get("SACCADE_HOME", Path.home() / ".cache" / "saccade" / "bundles"))
+
+
+def shipped() -> Path:
+    """The folder of the demo bundles inside the installed package."""
+    return Path(str(resources.files("saccade"))) / "demo"
+
+
+def names() -> list[str]:
+    """Names that `resolve` finds without a path: those in `home()`, then the shipped ones."""
+    found = [
+        child.name
+        for folder in (home(), shipped())
+        if folder.is_dir()
+        for child in sorted(folder.iterdir())
+        if (child / MANIFEST).is_file()
+    ]
+    return list(dict.fromkeys(found))
+
+
+def resolve(name_or_path: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle: an existing path, a name in `home()`, or a shipped demo.
+
+    A .zip is unpacked into the cache first. UsageError with the nearest names otherwise.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    if path.is_file() and zipfile.is_zipfile(path):
+        return _unpacked(path)
+    if path.exists():
+        raise BundleError(f"{path} is not a bundle: a bundle is a folder with {MANIFEST}, or a .zip of one")
+    for folder in (home(), shipped()):
+        if len(path.parts) == 1 and (folder / path / MANIFEST).is_file():
+            return folder / path
+    near = difflib.get_close_matches(str(name_or_path), names(), n=3, cutoff=0.5)
+    hint = f"Did you mean {', '.join(near)}? " if near else ""
+    raise UsageError(
+        f"there is no bundle {str(name_or_path)!r}: no such path, none of that name in {home()}. {hint}"
+        f"Make one: saccade export NAME --weights FILE --out DIR"
+    )
+
+
+def read(path: str | os.PathLike[str], *, check: bool = True) -> Bundle:
+    """Read the bundle in the folder `path`; with `check` compare every file with its recorded sha256.
+
+    Raises BundleError when something is missing, changed, unlisted, outside the folder or too new.
+    """
+    folder = Path(path)
+    bundle = _parse(folder, _manifest(folder))
+    _check_files(folder, bundle.files)
+    if check:
+        verify_files(bundle)
+    return bundle
+
+
+def verify_files(bundle: Bundle) -> None:
+    """Compare every file with its recorded sha256; BundleError names the first that differs."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        paths = [bundle.path / name for name in bundle.files]
+        for name, digest in zip(bundle.files, pool.map(sha256, paths), strict=True):
+            if digest != bundle.files[name]["sha256"]:
+                raise BundleError(
+                    f"{bundle.path / name} has changed since the bundle was written (sha256 "
+                    f"{digest[:12]}, recorded {bundle.files[name]['sha256'][:12]}): copy or export it again"
+                )
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces so that memory stays flat."""
+    digest = hashlib.sha256()
+    piece = bytearray(CHUNK)
+    view = memoryview(piece)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def write(out: str | os.PathLike[str], fill: Callable[[Path], Mapping[str, Any]]) -> Bundle:
+    """Make the bundle `out` whole or not at all.
+
+    fill: called with an empty folder; writes the files there and returns the manifest less `schema` and
+    `files`. On any error nothing stays behind. Raises UsageError where `out` exists already.
+    """
+    target = Path(out)
+    if target.exists():
+        raise UsageError(f"{target} exists already: remove it or choose another --out")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written: {error.strerror}") from error
+    try:
+        manifest = {"schema": SCHEMA, **fill(staging), "files": _listing(staging)}
+        content = json.dumps(manifest, indent=1, ensure_ascii=False)
+        (staging / MANIFEST).write_text(content + "\n", encoding="utf-8")
+        _flush(staging)
+        staging.chmod(0o755)
+        staging.rename(target)
+    except OSError as error:
+        raise ExportError(
+            f"{target} could not be written: {error.strerror or error}; nothing was left behind"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return read(target, check=False)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}")
+    if path.stat().st_size > MANIFEST_LIMIT:
+        raise BundleError(f"{path} has {path.stat().st_size} bytes; at most {MANIFEST_LIMIT} are read")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}): copy or export the bundle again") from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise BundleError(f"{path} has no valid schema number: {schema!r}")
+    if schema > SCHEMA:
+        raise BundleError(
+            f"{folder} has schema {schema}, this version reads up to {SCHEMA}: pip install -U saccade"
+        )
+    return dict(manifest)
+
+
+def _parse(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
+    try:
+        return Bundle(
+            path=folder,
+            name=_text(manifest["name"]),
+            task=_text(manifest["task"]),
+            card=Card.from_json(manifest["card"]),
+            inputs=_specs(manifest["inputs"]),
+            outputs=_specs(manifest["outputs"]),
+            graphs={kind: folder / _inside(name, manifest) for kind, name in manifest["graphs"].items()},
+            files={name: _file(entry) for name, entry in manifest["files"].items()},
+            derived=dict(manifest.get("derived", {})),
+            untrained=bool(manifest["untrained"]),
+            provenance=dict(manifest.get("provenance", {})),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{folder / MANIFEST} is malformed ({error!r}): export the bundle again") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is not a text")
+    return value
+
+
+def _specs(entries: Any) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(_text(e["name"]), _text(e["dtype"]), tuple(e["shape"])) for e in entries)
+
+
+def _file(entry: Any) -> dict[str, Any]:
+    if type(entry["bytes"]) is not int or len(entry["sha256"]) != 64:
+        raise ValueError(f"{entry!r} is no record of a file")
+    return {"sha256": entry["sha256"], "bytes": entry["bytes"]}
+
+
+def _inside(name: Any, manifest: Mapping[str, Any]) -> str:
+    if name not in manifest["files"]:
+        raise ValueError(f"graph {name!r} is not among the files")
+    return str(name)
+
+
+def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Names stay inside, sizes are as recorded, nothing else is there but engines built later."""
+    for name, entry in files.items():
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name or str(parts) != name:
+            raise BundleError(f"{folder}: the file name {name!r} points outside the bundle")
+        path = folder / name
+        if not path.exists():
+            raise BundleError(f"{path} is missing: copy or export the bundle again")
+        if not path.resolve().is_relative_to(folder.resolve()) or not stat.S_ISREG(path.lstat().st_mode):
+            raise BundleError(f"{path} is a link or a special file; a bundle holds plain files")
+        if path.stat().st_size != entry["bytes"]:
+            raise BundleError(
+                f"{path} has {path.stat().st_size} bytes, recorded are {entry['bytes']}: copy it again"
+            )
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    unknown = sorted(p for p in present - set(files) - {MANIFEST} if not p.startswith("engines/"))
+    if unknown:
+        raise BundleError(f"{folder} holds files that bundle.json does not list: {', '.join(unknown[:5])}")
+
+
+def _listing(folder: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in paths}
+
+
+def _flush(folder: Path) -> None:
+    """Bring the files to the disk before the rename that makes them a bundle."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _unpacked(archive: Path) -> Path:
+    """Unpack a zipped bundle into the cache, keyed by its content; refuses names and sizes that escape."""
+    target = home().parent / "unpacked" / sha256(archive)[:32]
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".unpack-", dir=target.parent))
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            _check_members(archive, packed.infolist())
+            packed.extractall(staging)
+        inner = [p.parent for p in staging.rglob(MANIFEST)]
+        if len(inner) != 1:
+            raise BundleError(f"{archive} holds {len(inner)} files called {MANIFEST}; one is needed")
+        inner[0].rename(target)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise BundleError(f"{archive} cannot be unpacked: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    for member in members:
+        parts = PurePosixPath(member.filename)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in member.filename:
+            raise BundleError(f"{archive}: {member.filename!r} points outside the bundle")
+    total = sum(member.file_size for member in members)
+    if total > UNPACKED_LIMIT:
+        raise BundleError(f"{archive} unpacks to {total} bytes; at most {UNPACKED_LIMIT} are accepted")
