@@ -67,7 +67,8 @@ def test_weights_are_stored_once(graph: onnx.ModelProto, tmp_path: Path) -> None
     files = write_graphs(graph, tmp_path)
     assert set(files) == {"source", "inlined"}
     weights = sum(p.numel() * 4 for p in create("stvit_r_swin_tiny", **STVIT).parameters())
-    assert (tmp_path / "weights.bin").stat().st_size < 1.15 * weights
+    # Masks and gather indices take the rest; a second copy would make it twice as large.
+    assert (tmp_path / "weights.bin").stat().st_size < 1.5 * weights
     for file in files.values():
         model = onnx.load(file.path)
         onnx.checker.check_model(model, full_check=True)
