@@ -1,0 +1,98 @@
+"""Exports of every family before NVIDIA's parser and builder: accepted, in no more layers than recorded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from saccade.engines import readiness
+from saccade.engines.export import export_graph
+from saccade.engines.tensorrt.parser import ShapeRange, judge
+from saccade.models import create
+from saccade.models.deploy import merge
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is None,
+    reason="NVIDIA's parser is not installed: pip install 'saccade[tensorrt-rtx]'",
+)
+
+RECORD = Path(__file__).parents[2] / "benchmarks" / "results" / "tensorrt_rtx_layers.json"
+SWIN: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8)}
+DEEPMAD = [
+    {"type": "conv", "in": 3, "out": 16, "k": 3, "stride": 2},
+    {"type": "SuperResK1KXK1", "in": 16, "out": 24, "mid": 8, "k": 5, "stride": 2, "layers": 2},
+    {"type": "SuperResK1DWSEK1", "in": 24, "out": 24, "mid": 48, "k": 3, "stride": 2, "layers": 1},
+    {"type": "SuperResK1DWK1", "in": 24, "out": 32, "mid": 48, "k": 3, "stride": 2, "layers": 1},
+    {"type": "conv", "in": 32, "out": 40, "k": 1, "stride": 1},
+]
+MAPS = tuple(f"feature_{level}" for level in range(4))
+
+SMALL: dict[str, tuple[dict[str, Any], int]] = {
+    "stvit_r_swin_tiny": (SWIN, 224),
+    "swin_tiny": (SWIN, 224),
+    "nvit": (
+        {"dims": {"EMB": 24, "head": [1, 2], "QK": [5, 8], "V": [7, 4], "MLP": [40, 16]}, "img_size": 64},
+        64,
+    ),
+    "deepmad_r18": ({"structure": DEEPMAD}, 96),
+    "tiny_vit_5m_224": (
+        {"embed_dims": (16, 32, 64, 96), "num_heads": (1, 2, 2, 3), "depths": (1, 1, 2, 1)},
+        224,
+    ),
+    "fastvit_mci0": ({"layers": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128)}, 128),
+}
+
+
+def save(model: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_export_of_every_family_builds(name: str, tmp_path: Path) -> None:
+    config, size = SMALL[name]
+    module = merge(create(name, **config))
+    model = export_graph(module, (size, size), name=name)
+    report = readiness.check(model)
+    assert report.ok, "\n".join(report.text())
+    verdict = judge(save(model, tmp_path))
+    assert verdict.ok, verdict.errors
+
+
+@pytest.mark.parametrize("name", ["stvit_r_swin_tiny", pytest.param("swin_tiny", marks=pytest.mark.slow)])
+def test_backbones_of_free_size_build(name: str, tmp_path: Path) -> None:
+    module = create(name, features=True, **SWIN)
+    model = export_graph(module, (224, 224), outputs=MAPS, dynamic_size=True, name=name)
+    report = readiness.check(model)
+    assert report.ok, "\n".join(report.text())
+    shapes = ShapeRange((1, 3, 64, 64), (1, 3, 224, 320), (2, 3, 448, 448))
+    verdict = judge(save(model, tmp_path), profile={"image": shapes})
+    assert verdict.ok, verdict.errors
+
+
+FULL_SIZE = {
+    "stvit_r_swin_small": 224,
+    "tiny_vit_21m_224": 224,
+    "deepmad_r50": 224,
+    "deepmad_29m_224": 224,
+    "mobileclip_s2": 256,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_full_size_export_builds_in_no_more_layers_than_recorded(name: str, tmp_path: Path) -> None:
+    """`python -m saccade.benchmarks.layer_counts` writes the record; a rise is a regression."""
+    torch.manual_seed(0)
+    size = (FULL_SIZE[name], FULL_SIZE[name])
+    verdict = judge(save(export_graph(merge(create(name)), size, name=name), tmp_path))
+    assert verdict.ok, verdict.errors
+    recorded = {entry["model"]: entry["layers"] for entry in json.loads(RECORD.read_text())["models"]}
+    assert verdict.layers <= recorded[name]
