@@ -1,0 +1,157 @@
+"""Handwritten digits painted onto photographs: real data that comes with scikit-learn, no download.
+
+The digits are scikit-learn's (1,797 scans of 8 x 8 pixels), the backgrounds are crops of its two photographs.
+What is held out is held out twice: `HELD_OUT_GLYPHS` digits and the right-hand part of each photograph never
+appear in training. Picture `i` depends on the seed and `i` alone: a short set is the beginning of a long one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+
+Part = Literal["train", "held-out"]
+Pixels = npt.NDArray[np.uint8]
+
+LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SIZE_PX = 224
+HELD_OUT_GLYPHS = 397
+HELD_OUT_PHOTO_SHARE = 0.35
+HELD_OUT_SEED = 2023
+
+_SPLIT_SEED = 8
+_GLYPH_CELLS = 8
+_MARGIN_CELLS = 2  # empty cells around a glyph, so that interpolation fades to nothing
+_MIN_CONTRAST = 80.0  # luminance of 0..255, between the ink and what the digit covers ...
+_LEAST_VISIBLE_SHARE = 0.15  # ... reached on all but this share of its pixels
+_INK_CANDIDATES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Columns: `images` (n, 224, 224, 3) uint8 RGB; `labels` (n,) int64, indices into `LABELS`."""
+
+    images: Pixels
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What one part of the data is made of: `glyphs` (n, 12, 12) uint8 with their margin, and photographs."""
+
+    glyphs: Pixels
+    labels: npt.NDArray[np.int64]
+    photographs: tuple[Image.Image, ...]
+
+
+def held_out(count: int = 2000) -> Pictures:
+    """The first `count` pictures of the held-out set: digits and photograph regions unseen in training."""
+    return render("held-out", count, HELD_OUT_SEED)
+
+
+def render(part: Part, count: int, seed: int, ease: float = 0.0) -> Pictures:
+    """Paint `count` pictures of `part`; every digit is used once before one is used again.
+
+    ease: 0 is the task; towards 1 the digits become large, central and white, the photographs black.
+    """
+    source = read(part)
+    images = np.empty((count, SIZE_PX, SIZE_PX, 3), np.uint8)
+    order = np.random.default_rng(seed).permutation(len(source.labels))
+    chosen = np.resize(order, count)
+    for index, glyph in enumerate(chosen):
+        rng = np.random.default_rng((seed, index))
+        images[index] = paint(source.glyphs[glyph], source.photographs, rng, ease)
+    return Pictures(images, source.labels[chosen])
+
+
+@functools.cache
+def read(part: Part) -> Source:
+    """The digits and the photograph regions that belong to `part`."""
+    digits = load_digits()
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(digits.target))
+    chosen = order[:HELD_OUT_GLYPHS] if part == "held-out" else order[HELD_OUT_GLYPHS:]
+    cells = np.rint(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    margins = ((0, 0), (_MARGIN_CELLS, _MARGIN_CELLS), (_MARGIN_CELLS, _MARGIN_CELLS))
+    photographs = tuple(_region(Image.fromarray(photo), part) for photo in load_sample_images().images)
+    return Source(np.pad(cells, margins), digits.target[chosen].astype(np.int64), photographs)
+
+
+def paint(
+    glyph: Pixels, photographs: tuple[Image.Image, ...], rng: np.random.Generator, ease: float = 0.0
+) -> Pixels:
+    """One picture (224, 224, 3): a digit painted on a crop of a photograph, in a colour that shows."""
+    background = _background(photographs[rng.integers(len(photographs))], rng)
+    shape = _shape(glyph, rng, ease)
+    ink = Image.new("RGB", background.size, _ink(background, shape, rng))
+    if ease:
+        background, ink = _towards(background, "black", ease), _towards(ink, "white", ease)
+    opacity = rng.uniform(0.8, 1.0)
+    return np.asarray(Image.composite(ink, background, shape.point([round(v * opacity) for v in range(256)])))
+
+
+def _region(photo: Image.Image, part: Part) -> Image.Image:
+    """The left of a photograph for training, the right for the held-out set."""
+    border_px = round(photo.width * (1 - HELD_OUT_PHOTO_SHARE))
+    left, right = (border_px, photo.width) if part == "held-out" else (0, border_px)
+    return photo.crop((left, 0, right, photo.height))
+
+
+def _background(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A random square of the photograph at 224 x 224, mirrored half of the time."""
+    side = int(rng.integers(SIZE_PX // 2, SIZE_PX + 1))
+    left = int(rng.integers(photo.width - side + 1))
+    top = int(rng.integers(photo.height - side + 1))
+    box = (left, top, left + side, top + side)
+    crop = photo.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR, box=box)
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+
+
+def _towards(image: Image.Image, colour: str, share: float) -> Image.Image:
+    return Image.blend(image, Image.new("RGB", image.size, colour), share)
+
+
+def _shape(glyph: Pixels, rng: np.random.Generator, ease: float) -> Image.Image:
+    """Where the ink goes, 0..255: the glyph enlarged smoothly, turned, slanted, somewhere in the picture."""
+    side_px = rng.uniform(60 + 80 * ease, 160)
+    angle, slant = rng.uniform(-0.26, 0.26), rng.uniform(-0.15, 0.15)
+    aspect = rng.uniform(0.85, 1.15)
+    room_px = (1 - ease) * (SIZE_PX - side_px * 1.15) / 2
+    centre = SIZE_PX / 2 + rng.uniform(-room_px, room_px, 2)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    stretch = np.array([[aspect, slant], [0.0, 1 / aspect]])
+    to_cells = stretch @ turn * (_GLYPH_CELLS / side_px)
+    shift = glyph.shape[0] / 2 - to_cells @ centre
+    rows = np.column_stack([to_cells, shift]).ravel()
+    size = (SIZE_PX, SIZE_PX)
+    enlarged = Image.fromarray(glyph).transform(size, Image.Transform.AFFINE, rows, Image.Resampling.BICUBIC)
+    return enlarged.point(_SHARPEN)
+
+
+def _ink(background: Image.Image, shape: Image.Image, rng: np.random.Generator) -> tuple[int, int, int]:
+    """The first random colour that stands out from what the digit covers, else the one that does most."""
+    covered = np.asarray(background.convert("L"))[np.asarray(shape) > 127][::16]
+    colours = rng.integers(0, 256, (_INK_CANDIDATES, 3))
+    luminance = colours @ (0.299, 0.587, 0.114)
+    contrast = np.quantile(np.abs(luminance[:, None] - covered), _LEAST_VISIBLE_SHARE, axis=1)
+    best = int(np.argmax(np.minimum(contrast, _MIN_CONTRAST)))
+    red, green, blue = colours[best].tolist()
+    return red, green, blue
+
+
+def _smooth_step(value: int) -> int:
+    """Bicubic enlargement blurs a stroke over a cell (20 px); this narrows its edge to a third of that."""
+    position = min(max((value / 255 - 0.3) / 0.4, 0.0), 1.0)
+    return round(255 * position * position * (3 - 2 * position))
+
+
+_SHARPEN = [_smooth_step(value) for value in range(256)]
