@@ -16,15 +16,13 @@ from onnx import helper, numpy_helper
 from saccade.engines import readiness
 from saccade.engines.tensorrt.binding import Creator, Parser, bind
 from saccade.engines.tensorrt.parser import BatchRange, ShapeRange, judge
-from saccade.errors import EngineError, UsageError
+from saccade.errors import EngineError, MissingDependency, UsageError
 from saccade.models.operators import DOMAIN, OPERATORS, OPSET, PLUGIN_ATTRIBUTES
 
-needs_tensorrt_rtx = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
     reason="NVIDIA's parser is not installed: pip install 'saccade[tensorrt-rtx]'",
 )
-pytestmark = needs_tensorrt_rtx
-
 HEAD = '<ir_version: 9, opset_import: ["" : 20, "a" : 1, "b" : 1]>\n'
 CONV = """g (float[batch,3,8,8] x) => (float[batch,4,8,8] y) <float[4,3,1,1] w = {1,2,3,4,5,6,7,8,9,10,11,12}>
     { c = Conv(x, w) y = Relu(c) }"""
@@ -156,6 +154,14 @@ def test_a_request_that_does_not_fit_says_so(
 def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no file"):
         judge(tmp_path / "model.onnx")
+
+
+def test_without_tensorrt_the_error_has_the_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match=r"pip install 'saccade\[tensorrt-rtx\]'"):
+        judge(write(tmp_path, CONV))
 
 
 def test_a_child_that_takes_too_long_is_ended(tmp_path: Path) -> None:
