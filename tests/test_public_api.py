@@ -1,0 +1,81 @@
+"""The public names. A name that is missing here was not meant to be public; a change here is a decision."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import saccade
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SACCADE = [
+    "BundleError",
+    "Card",
+    "CheckpointError",
+    "Classification",
+    "Classifier",
+    "ClosedError",
+    "EngineError",
+    "EngineMismatch",
+    "ExportError",
+    "InputError",
+    "MissingDependency",
+    "SaccadeError",
+    "UsageError",
+    "draw",
+    "load",
+]
+# Modules whose public names others import by path.
+MODULES = {
+    "saccade.bundle": {"Bundle", "SCHEMA", "read", "resolve", "write"},
+    "saccade.engines.engine": {"Engine", "EngineOptions", "TensorSpec", "open_engine", "resolve_engine"},
+    "saccade.evaluation": {"Accuracy", "evaluate"},
+    "saccade.export": {"export_bundle"},
+    "saccade.models": {"create"},
+    "saccade.models.card": {"Card", "Preprocessing"},
+    "saccade.models.zoo": {"ENTRIES", "entry", "names"},
+    "saccade.verification": {"Verification", "verify"},
+}
+
+
+def test_the_list_of_public_names() -> None:
+    assert sorted(saccade.__all__) == SACCADE
+    for name in saccade.__all__:
+        assert getattr(saccade, name) is not None
+
+
+def test_the_package_names_nothing_else() -> None:
+    visible = {name for name in vars(saccade) if not name.startswith("_")}
+    modules = {name for name in visible if f"saccade.{name}" in sys.modules}
+    # `annotations` comes from __future__ and TYPE_CHECKING from typing, both part of every file here.
+    assert visible - modules - {"annotations", "TYPE_CHECKING"} <= set(saccade.__all__)
+
+
+def test_dir_shows_the_public_names_before_any_is_used() -> None:
+    program = "import saccade; print(set(saccade.__all__) - set(dir(saccade)))"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert child.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("module", "names"), MODULES.items())
+def test_modules_that_are_imported_by_path(module: str, names: set[str]) -> None:
+    loaded = importlib.import_module(module)
+    assert not names - set(vars(loaded))
+    if hasattr(loaded, "__all__"):
+        assert names <= set(loaded.__all__)
+
+
+def test_every_error_is_public() -> None:
+    tree = ast.parse((ROOT / "sdk" / "saccade" / "errors.py").read_text(encoding="utf-8"))
+    assert {node.name for node in tree.body if isinstance(node, ast.ClassDef)} <= set(saccade.__all__)
+
+
+def test_unknown_names_fail() -> None:
+    with pytest.raises(AttributeError, match="lode"):
+        _ = saccade.lode  # type: ignore[attr-defined]
