@@ -50,13 +50,6 @@ def test_the_list_of_public_names() -> None:
         assert getattr(saccade, name) is not None
 
 
-def test_the_package_names_nothing_else() -> None:
-    visible = {name for name in vars(saccade) if not name.startswith("_")}
-    modules = {name for name in visible if f"saccade.{name}" in sys.modules}
-    # `annotations` comes from __future__ and TYPE_CHECKING from typing, both part of every file here.
-    assert visible - modules - {"annotations", "TYPE_CHECKING"} <= set(saccade.__all__)
-
-
 def test_dir_shows_the_public_names_before_any_is_used() -> None:
     program = "import saccade; print(set(saccade.__all__) - set(dir(saccade)))"
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

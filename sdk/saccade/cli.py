@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -22,7 +22,6 @@ from saccade.terminal import counting, err, new_table, out, print_json, scaled, 
 
 if TYPE_CHECKING:
     from saccade.doctor import Part
-    from saccade.predictors.classification import Classifier
     from saccade.results import Classification
 
 app = typer.Typer(
@@ -233,7 +232,8 @@ def predict(
     with saccade.load(bundle, engine=engine, device=device, threads=threads) as classify:
         table = new_table("picture", "answers")
         pictures = _pictures(images)
-        for (path, name), result in zip(pictures, _classified(classify, pictures), strict=True):
+        results = classify.stream(list(pictures))
+        for (path, name), (_, result) in zip(pictures.items(), results, strict=True):
             answers = result.top(top)
             if as_json:
                 print(json.dumps({"picture": str(path), **answers.to_json()}), flush=True)
@@ -241,7 +241,7 @@ def predict(
                 shown = "   ".join(f"{answer.label} {answer.score:.3f}" for answer in answers)
                 table.add_row(escape(str(path)), f"{escape(shown)}{_untrained(answers.untrained)}")
             if draw_into is not None:
-                _write_drawing(path, answers, draw_into / f"{name}.png")
+                _write_drawing(path, result, top, draw_into / f"{name}.png")
     if not as_json:
         out.print(table)
 
@@ -350,47 +350,30 @@ def _parts(heading: str, parts: Sequence[Part]) -> Table:
     return table
 
 
-# Pictures per run: enough for the engine's throughput, few enough that answers keep coming.
-_BATCH = 8
-
-
-def _pictures(images: Sequence[Path]) -> list[tuple[Path, str]]:
+def _pictures(images: Sequence[Path]) -> dict[Path, Path]:
     """Every picture, folders unfolded, with the name that its drawing gets."""
     from saccade.pictures import list_pictures
 
-    found: list[tuple[Path, str]] = []
+    found: dict[Path, Path] = {}
     for image in images:
         if image.is_dir():
             root = Path(image.resolve().name)
-            found += [(path, str(root / path.relative_to(image))) for path in list_pictures(image)]
+            found |= {path: root / path.relative_to(image) for path in list_pictures(image)}
         else:
-            found.append((image, image.name))
+            found[image] = Path(image.name)
     if not found:
         raise UsageError(f"there are no pictures in {', '.join(map(str, images))}")
     return found
 
 
-def _classified(classify: Classifier, pictures: Sequence[tuple[Path, str]]) -> Iterator[Classification]:
-    """The result of every picture; a bar on standard error shows how far it is."""
-    with counting("classifying") as advance:
-        for start in range(0, len(pictures), _BATCH):
-            chunk = pictures[start : start + _BATCH]
-            yield from classify([path for path, _ in chunk])
-            advance(start + len(chunk), len(pictures))
-
-
-def _write_drawing(path: Path, answers: Classification, target: Path) -> None:
+def _write_drawing(path: Path, result: Classification, top: int, target: Path) -> None:
     """The picture with its answers on it. A file that is there already is never written over."""
-    import numpy as np
-    from PIL import Image
-
     import saccade
-    from saccade.pictures import decode
 
     if target.exists():
         raise UsageError(f"{target} exists already: choose another --out")
     target.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(saccade.draw(np.asarray(decode(path)), answers)).save(target)
+    saccade.draw(path, result, top).save(target)
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
