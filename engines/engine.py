@@ -51,8 +51,8 @@ class EngineOptions:
             raise UsageError(f"threads is {self.threads}; it must be at least 1, or None for all")
         if self.memory_limit_mib is not None and (self.memory_limit_mib < 1 or not self.on_cuda):
             raise UsageError(
-                f"memory_limit_mib={self.memory_limit_mib} with device {self.device!r}: it is a positive number, "
-                "and for CUDA devices only"
+                f"memory_limit_mib={self.memory_limit_mib} with device {self.device!r}: "
+                "it is a positive number, and for CUDA devices only"
             )
 
     @property
@@ -89,7 +89,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Where an engine class is, the package it needs, the extra that installs it, and whether it uses GPUs."""
+    """Where an engine class is, the package it needs, the extra that installs that; whether it uses GPUs."""
 
     target: str
     package: str
@@ -107,10 +107,10 @@ AUTO_ORDER = ("onnxruntime", "openvino")
 
 
 def resolve_engine(engine: str = "auto", options: EngineOptions | None = None) -> str:
-    """The name of the engine that `open_engine` takes: `engine` itself, or for "auto" the first of `AUTO_ORDER`.
+    """The name of the engine that `open_engine` takes: `engine`, or for "auto" the first of `AUTO_ORDER`.
 
-    Imports no engine. Raises UsageError for a name or device that cannot work, MissingDependency with the line
-    that installs what is missing.
+    Imports no engine. Raises UsageError for a name or device that cannot work, MissingDependency with the
+    line that installs what is missing.
     """
     options = options or EngineOptions()
     if engine == "auto":

@@ -28,8 +28,8 @@ class Owned(Generic[T]):
         """The object; ClosedError after `close` or in a forked child. A call that holds it keeps it alive."""
         if os.getpid() != self._pid:
             raise ClosedError(
-                f"{self._what} was opened in process {self._pid} and cannot be used in {os.getpid()}, which was "
-                "forked from it: load it in the child"
+                f"{self._what} was opened in process {self._pid} and cannot be used in {os.getpid()}, "
+                "which was forked from it: load it in the child"
             )
         value = self._value
         if value is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +17,7 @@ _SILENT = 3  # severity; errors arrive as exceptions, warnings are about the fil
 
 
 class OnnxRuntimeEngine:
-    """One `InferenceSession`. `metadata` is the file's `metadata_props`.
+    """One `InferenceSession`.
 
     Weights in external data stay mapped from the file. The session's own thread pool does not spin between
     runs: a waiting predictor costs no processor time.
@@ -35,11 +34,10 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime cannot open {path}: {_reason(error)}") from error
         if options.on_cuda and session.get_providers()[0] != "CUDAExecutionProvider":
             raise EngineError(
-                f"ONNX Runtime found no usable CUDA for {options.device!r}; `saccade doctor` shows what is there"
+                f"ONNX Runtime found no usable CUDA for {options.device!r}: see `saccade doctor`"
             )
         self.inputs = {node.name: _spec(node) for node in session.get_inputs()}
         self.outputs = {node.name: _spec(node) for node in session.get_outputs()}
-        self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self._session = Owned(session, f"the ONNX Runtime engine of {path.name}")
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
@@ -85,7 +83,8 @@ def _providers(options: EngineOptions, available: list[str]) -> list[Any]:
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in available:
         raise MissingDependency(
-            "the installed onnxruntime has no CUDA: pip uninstall -y onnxruntime && pip install 'saccade[gpu]'"
+            "the installed onnxruntime has no CUDA: "
+            "pip uninstall -y onnxruntime && pip install 'saccade[gpu]'"
         )
     # TF32 keeps 10 bits of every factor; float32 graphs were verified in float32.
     settings = {"device_id": options.device_index, "use_tf32": 0}

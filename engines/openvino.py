@@ -1,4 +1,4 @@
-"""OpenVINO: Intel's runtime, the fastest on some models on x86 CPUs. It reads graphs without local functions."""
+"""OpenVINO: Intel's runtime, fastest on some models. It reads only graphs without local functions."""
 
 from __future__ import annotations
 

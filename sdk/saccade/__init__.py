@@ -1,5 +1,73 @@
-"""Saccade: efficient vision models from a trained checkpoint to a predictor in production."""
+"""Saccade: efficient vision models from a trained checkpoint to a predictor in production.
 
-from saccade.errors import SaccadeError
+    classify = saccade.load("digits-stvit")
+    print(classify("street.jpg").top(5))
 
-__all__ = ["SaccadeError"]
+Importing this package loads NumPy and the standard library; the rest is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as _numpy  # noqa: F401 -- every predictor needs it: fail here, not in the first call
+
+from saccade.errors import (
+    BundleError,
+    CheckpointError,
+    ClosedError,
+    EngineError,
+    EngineMismatch,
+    ExportError,
+    InputError,
+    MissingDependency,
+    SaccadeError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from saccade.drawing import draw
+    from saccade.loading import load
+    from saccade.models.card import Card
+    from saccade.predictors.classification import Classifier
+    from saccade.results import Classification
+
+__all__ = [
+    "BundleError",
+    "Card",
+    "CheckpointError",
+    "Classification",
+    "Classifier",
+    "ClosedError",
+    "EngineError",
+    "EngineMismatch",
+    "ExportError",
+    "InputError",
+    "MissingDependency",
+    "SaccadeError",
+    "UsageError",
+    "draw",
+    "load",
+]
+
+_HOME = {
+    "Card": "saccade.models.card",
+    "Classification": "saccade.results",
+    "Classifier": "saccade.predictors.classification",
+    "draw": "saccade.drawing",
+    "load": "saccade.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first used (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'saccade' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,18 +11,14 @@ proves no origin.
 
 from __future__ import annotations
 
-import concurrent.futures
-import difflib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
-import tempfile
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,7 +30,7 @@ SCHEMA = 1
 MANIFEST = "bundle.json"
 MANIFEST_LIMIT = 16 * 2**20  # bytes; 21,841 labels take 0.5 MB
 CHUNK = 2**20
-UNPACKED_LIMIT = 16 * 2**30  # bytes; what a zip may unpack to
+_HASHING_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +57,7 @@ def home() -> Path:
 
 def shipped() -> Path:
     """The folder of the demo bundles inside the installed package."""
-    return Path(str(resources.files("saccade"))) / "demo"
+    return Path(__file__).parent / "demo"
 
 
 def names() -> list[str]:
@@ -77,25 +73,42 @@ def names() -> list[str]:
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle: an existing path, a name in `home()`, or a shipped demo.
+    """The folder of a bundle: an existing path, a name in `home()`, or a shipped demo, in this order.
 
     A .zip is unpacked into the cache first. UsageError with the nearest names otherwise.
     """
     path = Path(name_or_path)
     if path.is_dir():
         return path
-    if path.is_file() and zipfile.is_zipfile(path):
-        return _unpacked(path)
     if path.exists():
-        raise BundleError(f"{path} is not a bundle: a bundle is a folder with {MANIFEST}, or a .zip of one")
+        return _unpacked(path)
     for folder in (home(), shipped()):
         if len(path.parts) == 1 and (folder / path / MANIFEST).is_file():
             return folder / path
-    near = difflib.get_close_matches(str(name_or_path), names(), n=3, cutoff=0.5)
-    hint = f"Did you mean {', '.join(near)}? " if near else ""
-    raise UsageError(
-        f"there is no bundle {str(name_or_path)!r}: no such path, none of that name in {home()}. {hint}"
-        f"Make one: saccade export NAME --weights FILE --out DIR"
+    raise UsageError(_not_found(str(name_or_path)))
+
+
+def _unpacked(path: Path) -> Path:
+    """The folder of a zipped bundle, in the cache under the zip's own sum, so that it is unpacked once."""
+    from saccade.archive import is_zip, unpack
+
+    if not is_zip(path):
+        raise BundleError(f"{path} is not a bundle: a bundle is a folder with {MANIFEST}, or a .zip of one")
+    target = home() / ".unpacked" / sha256(path)[:32]
+    return target if target.is_dir() else unpack(path, target, marker=MANIFEST)
+
+
+def _not_found(name: str) -> str:
+    import difflib
+
+    from saccade.models.zoo import ENTRIES
+
+    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    model = name if name in ENTRIES else "NAME"
+    return (
+        f"there is no bundle {name!r}: no such path, and none of that name in {home()} or among the demos. "
+        f"{hint}To make one: saccade export {model} --weights FILE --out DIR"
     )
 
 
@@ -112,15 +125,19 @@ def read(path: str | os.PathLike[str], *, check: bool = True) -> Bundle:
     return bundle
 
 
-def verify_files(bundle: Bundle) -> None:
-    """Compare every file with its recorded sha256; BundleError names the first that differs."""
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        paths = [bundle.path / name for name in bundle.files]
-        for name, digest in zip(bundle.files, pool.map(sha256, paths), strict=True):
-            if digest != bundle.files[name]["sha256"]:
+def verify_files(bundle: Bundle, names: Iterable[str] | None = None) -> None:
+    """Compare files (default: all) with their recorded sha256; BundleError names the first that differs."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    chosen = list(bundle.files if names is None else names)
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        digests = pool.map(sha256, [bundle.path / name for name in chosen])
+        for name, digest in zip(chosen, digests, strict=True):
+            recorded = bundle.files[name]["sha256"]
+            if digest != recorded:
                 raise BundleError(
-                    f"{bundle.path / name} has changed since the bundle was written (sha256 "
-                    f"{digest[:12]}, recorded {bundle.files[name]['sha256'][:12]}): copy or export it again"
+                    f"{bundle.path / name} has changed since the bundle was written (sha256 {digest[:12]}, "
+                    f"recorded {recorded[:12]}): copy or export it again"
                 )
 
 
@@ -144,17 +161,14 @@ def write(out: str | os.PathLike[str], fill: Callable[[Path], Mapping[str, Any]]
     target = Path(out)
     if target.exists():
         raise UsageError(f"{target} exists already: remove it or choose another --out")
+    staging = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise ExportError(f"{target} cannot be written: {error.strerror}") from error
-    try:
+        staging.mkdir(parents=True)
         manifest = {"schema": SCHEMA, **fill(staging), "files": _listing(staging)}
         content = json.dumps(manifest, indent=1, ensure_ascii=False)
         (staging / MANIFEST).write_text(content + "\n", encoding="utf-8")
+        read(staging, check=False)
         _flush(staging)
-        staging.chmod(0o755)
         staging.rename(target)
     except OSError as error:
         raise ExportError(
@@ -194,7 +208,7 @@ def _parse(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
             card=Card.from_json(manifest["card"]),
             inputs=_specs(manifest["inputs"]),
             outputs=_specs(manifest["outputs"]),
-            graphs={kind: folder / _inside(name, manifest) for kind, name in manifest["graphs"].items()},
+            graphs=_graphs(folder, manifest),
             files={name: _file(entry) for name, entry in manifest["files"].items()},
             derived=dict(manifest.get("derived", {})),
             untrained=bool(manifest["untrained"]),
@@ -220,10 +234,11 @@ def _file(entry: Any) -> dict[str, Any]:
     return {"sha256": entry["sha256"], "bytes": entry["bytes"]}
 
 
-def _inside(name: Any, manifest: Mapping[str, Any]) -> str:
-    if name not in manifest["files"]:
-        raise ValueError(f"graph {name!r} is not among the files")
-    return str(name)
+def _graphs(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Path]:
+    graphs = dict(manifest["graphs"])
+    if "source" not in graphs or not set(graphs.values()) <= set(manifest["files"]):
+        raise ValueError(f"graphs {graphs}: one is called source, and each is among the files")
+    return {variant: folder / name for variant, name in graphs.items()}
 
 
 def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -253,40 +268,10 @@ def _listing(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _flush(folder: Path) -> None:
-    """Bring the files to the disk before the rename that makes them a bundle."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def _unpacked(archive: Path) -> Path:
-    """Unpack a zipped bundle into the cache, keyed by its content; refuses names and sizes that escape."""
-    target = home().parent / "unpacked" / sha256(archive)[:32]
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".unpack-", dir=target.parent))
-    try:
-        with zipfile.ZipFile(archive) as packed:
-            _check_members(archive, packed.infolist())
-            packed.extractall(staging)
-        inner = [p.parent for p in staging.rglob(MANIFEST)]
-        if len(inner) != 1:
-            raise BundleError(f"{archive} holds {len(inner)} files called {MANIFEST}; one is needed")
-        inner[0].rename(target)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise BundleError(f"{archive} cannot be unpacked: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
-
-
-def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
-    for member in members:
-        parts = PurePosixPath(member.filename)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in member.filename:
-            raise BundleError(f"{archive}: {member.filename!r} points outside the bundle")
-    total = sum(member.file_size for member in members)
-    if total > UNPACKED_LIMIT:
-        raise BundleError(f"{archive} unpacks to {total} bytes; at most {UNPACKED_LIMIT} are accepted")
+    """Bring files and folders to the disk before the rename that makes them a bundle."""
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -60,8 +60,8 @@ def decode(picture: Picture, name: str = "") -> RgbArray | Image.Image:
     if isinstance(picture, Image.Image):
         return _upright_rgb(picture, name or "the PIL image")
     raise InputError(
-        f"{name or 'the picture'} is a {type(picture).__name__}; give a path, bytes, a PIL image, or a uint8 RGB "
-        "array (height, width, 3)"
+        f"{name or 'the picture'} is a {type(picture).__name__}; give a path, bytes, a PIL image, or a uint8 "
+        "RGB array (height, width, 3)"
     )
 
 
@@ -83,8 +83,8 @@ def _is_picture_name(name: str) -> bool:
 def _checked_array(array: NDArray[Any], name: str) -> RgbArray:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise InputError(
-            f"{name} has dtype {array.dtype} and shape {array.shape}; a picture is uint8 of shape (height, width, 3), "
-            "RGB. Several pictures are a list of these"
+            f"{name} has dtype {array.dtype} and shape {array.shape}; a picture is uint8 of shape "
+            "(height, width, 3), RGB. Several pictures are a list of these"
         )
     return array
 

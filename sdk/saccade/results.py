@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, SupportsIndex, TypeAlias, overload
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ Rows: TypeAlias = slice | list[int] | list[bool] | NDArray[np.integer] | NDArray
 _SHOWN = 5
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Prediction:
     """One class for one picture. score: its probability, 0..1; index: its place in the model's output."""
 
     label: str
@@ -66,12 +67,12 @@ class Classification:
         return map(Prediction, self.labels, self.scores.tolist(), self.indices.tolist())
 
     @overload
-    def __getitem__(self, rows: SupportsIndex) -> Prediction: ...
+    def __getitem__(self, rows: int | np.integer) -> Prediction: ...
     @overload
     def __getitem__(self, rows: Rows) -> Classification: ...
-    def __getitem__(self, rows: SupportsIndex | Rows) -> Prediction | Classification:
+    def __getitem__(self, rows: int | np.integer | Rows) -> Prediction | Classification:
         """One Prediction for an index; a Classification for a slice, a mask or several indices."""
-        if isinstance(rows, SupportsIndex) and not isinstance(rows, np.ndarray):
+        if isinstance(rows, int | np.integer):
             return Prediction(self.labels[rows], float(self.scores[rows]), int(self.indices[rows]))
         chosen = np.arange(len(self))[rows]
         labels = tuple(self.labels[i] for i in chosen.tolist())
@@ -80,9 +81,9 @@ class Classification:
     def to_json(self) -> dict[str, Any]:
         """Plain dict of JSON types, one object per row."""
         marked = {"untrained": True} if self.untrained else {}
-        return {"predictions": [prediction._asdict() for prediction in self], **marked}
+        return {"predictions": [asdict(prediction) for prediction in self], **marked}
 
     def __repr__(self) -> str:
-        shown = [f"{score:.3f} {label}" for label, score, _ in list(self)[:_SHOWN]]
+        shown = [f"{row.score:.3f} {row.label}" for row in self[:_SHOWN]]
         more = [f"{len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return f"Classification({', '.join(shown + more)}{', UNTRAINED' if self.untrained else ''})"

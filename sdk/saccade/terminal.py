@@ -59,7 +59,7 @@ def working(what: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+def counting(what: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar while the body runs, moved by the function it yields: (done, total). Silent off a terminal."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Lines printed meanwhile pass through the bar's console only where both are the same terminal:

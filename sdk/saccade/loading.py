@@ -1,0 +1,175 @@
+"""From a name or a file to a predictor, checked before it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saccade import bundle as bundles
+from saccade.engines.engine import Engine, EngineOptions, open_engine, resolve_engine
+from saccade.errors import BundleError, UsageError
+from saccade.models.card import Card
+
+if TYPE_CHECKING:
+    from saccade.predictors.classification import Classifier
+
+__all__ = ["load"]
+
+logger = logging.getLogger("saccade")
+
+PREDICTORS: Mapping[str, str] = {"classification": "saccade.predictors.classification:Classifier"}
+_SMALL = 4 * 2**20  # bytes; files up to this are hashed before anything parses them
+CARD_KEY = "saccade.card"  # in an ONNX file's metadata_props
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    engine: str = "auto",
+    *,
+    prove: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    memory_limit_mib: int | None = None,
+    card: Card | str | os.PathLike[str] | None = None,
+    check: bool = True,
+) -> Classifier:
+    """A predictor from a bundle, or from an ONNX file.
+
+    name_or_path: a bundle's folder or .zip; the name of one in $SACCADE_HOME or of a shipped demo; or a file
+    ending in .onnx. engine: "onnxruntime", "openvino", "reference"; "auto" takes the first of
+    `saccade.engines.engine.AUTO_ORDER` that is installed; the predictor's `engine_name` says which.
+    prove: run the bundle's sample first and compare with what it gave where the bundle was made.
+    device: "cpu", "cuda", "cuda:N". threads: CPU threads of the engine. memory_limit_mib: of CUDA memory.
+    card: for an ONNX file, a Card or a JSON file of one; by default the one in the file's own metadata.
+    check: compare every file of the bundle with its sha256.
+
+    Raises UsageError for an unknown name, BundleError for a bundle that cannot be trusted or read,
+    MissingDependency when the engine is not installed, EngineError when it refuses the graph.
+    """
+    options = EngineOptions(device, threads, memory_limit_mib)
+    engine_name = resolve_engine(engine, options)
+    if Path(name_or_path).suffix == ".onnx":
+        if prove:
+            raise UsageError("prove=True needs a bundle: an ONNX file holds no sample to compare with")
+        return _load_graph(Path(name_or_path), engine_name, options, card)
+    if card is not None:
+        raise UsageError("card= is for ONNX files: a bundle brings its own card")
+    return _load_bundle(bundles.resolve(name_or_path), engine_name, options, check=check, prove=prove)
+
+
+def _load_graph(
+    path: Path, engine_name: str, options: EngineOptions, card: Card | str | os.PathLike[str] | None
+) -> Classifier:
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist")
+    read = card if isinstance(card, Card) else _read_card(path, card)
+    return _predictor(open_engine({"source": path}, engine_name, options), read, engine_name)
+
+
+def _read_card(graph: Path, card: str | os.PathLike[str] | None) -> Card:
+    if card is not None:
+        try:
+            return Card.from_json(json.loads(Path(card).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"card {os.fspath(card)} cannot be read as JSON: {error}") from error
+    from saccade.engines.onnx_metadata import read_metadata
+
+    text = read_metadata(graph).get(CARD_KEY)
+    if text is None:
+        raise UsageError(
+            f"{graph} says nothing of its preprocessing and labels: pass card=, a saccade.Card or a JSON file"
+        )
+    try:
+        return Card.from_json(json.loads(text))
+    except ValueError as error:
+        raise BundleError(f"{graph}: the card in its metadata is not JSON: {error}") from error
+
+
+def _load_bundle(
+    path: Path, engine_name: str, options: EngineOptions, *, check: bool, prove: bool
+) -> Classifier:
+    """Weights are hashed while the engine opens; nothing is returned, or run, before the sums are right."""
+    bundle = bundles.read(path, check=False)
+    _predictor_class(bundle.task, bundle.name)
+    small = [name for name, file in bundle.files.items() if file["bytes"] <= _SMALL]
+    large = [name for name in bundle.files if name not in small]
+    if check:
+        bundles.verify_files(bundle, small)  # graphs: an engine parses only what has its sum
+    hashing = _Background(lambda: bundles.verify_files(bundle, large if check else ()))
+    with contextlib.ExitStack() as opened:
+        try:
+            engine = opened.enter_context(open_engine(bundle.graphs, engine_name, options))
+        finally:
+            hashing.join()  # a changed file explains best why an engine refused it
+        predictor = _predictor(engine, bundle.card, engine_name, untrained=bundle.untrained)
+        if prove:
+            _prove(bundle, engine, engine_name)
+        opened.pop_all()
+    logger.info("%s runs on %s (%s)", bundle.name, engine_name, options.device)
+    if bundle.untrained:
+        logger.warning("%s is untrained: its weights are random, for latency work only", bundle.name)
+    return predictor
+
+
+def _predictor(engine: Engine, card: Card, engine_name: str, *, untrained: bool = False) -> Classifier:
+    return _predictor_class(card.task, card.name)(engine, card, engine_name=engine_name, untrained=untrained)
+
+
+def _predictor_class(task: str, name: str) -> type[Classifier]:
+    if task not in PREDICTORS:
+        hint = ": export it again with --classes FILE, to classify" if task == "embedding" else ""
+        raise UsageError(f"{name} is made for {task}; there are predictors for {', '.join(PREDICTORS)}{hint}")
+    module, cls = PREDICTORS[task].split(":")
+    predictor: type[Classifier] = getattr(importlib.import_module(module), cls)
+    return predictor
+
+
+def _prove(bundle: bundles.Bundle, engine: Engine, engine_name: str) -> None:
+    """Repeat the bundle's sample; BundleError names the output that differs."""
+    name = "conformance.npz"
+    if name not in bundle.files:
+        raise BundleError(f"{bundle.path} has no {name} to prove itself with: export it again")
+    try:
+        with np.load(bundle.path / name, allow_pickle=False) as sample:
+            arrays = {key: sample[key] for key in sample.files}
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{bundle.path / name} cannot be read: {error}") from error
+    actual = engine.run({key[6:]: array for key, array in arrays.items() if key.startswith("input:")})
+    for output, values in actual.items():
+        expected, tolerance = arrays[f"output:{output}"], float(arrays[f"tolerance:{output}"])
+        difference = float(np.abs(values - expected).max())
+        if not difference <= tolerance:  # NaN differs
+            raise BundleError(
+                f"{bundle.name} on {engine_name} does not give what it gave when it was exported: {output!r} "
+                f"differs by {difference:.3g}, tolerance {tolerance:.3g}. Try another engine, or export again"
+            )
+
+
+class _Background:
+    """`work` in a thread; `join` raises what it raised."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="saccade-sha256")
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # handed to the thread that joins
+            self._error = error

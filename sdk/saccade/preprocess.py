@@ -1,0 +1,182 @@
+"""From pictures to the input tensor, as the model's training had it, to the bit.
+
+`Preprocessing` of the card says what is done; here is the one implementation. Resampling is Pillow's (what
+timm, torchvision and CLIP models were trained with) or OpenCV's integer bilinear (mmdet). Dividing by 255,
+subtracting the mean and dividing by the deviation are three float32 operations on 256 possible values, so
+they are a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade import opencv_resize
+from saccade.models.card import Preprocessing
+from saccade.pictures import Picture, RgbArray, decode
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["crop", "preprocess", "resized_size"]
+
+# A resized picture with more pixels than this is never made whole (its sides are as 256 to 1 and more).
+_WHOLE_LIMIT = 2**24
+
+
+def preprocess(pictures: Sequence[Picture], card: Preprocessing) -> NDArray[np.float32]:
+    """The batch (N, 3, H, W) of `pictures`, contiguous.
+
+    Where the card crops, H and W are its `input_size_hw`. With ``fit`` they are those of the largest resized
+    picture, rounded up to `pad_multiple`; the others are padded right and below with zeros (after the
+    normalisation). Raises InputError naming the picture that cannot be used.
+    """
+    if card.resize == "fit":
+        return _padded(
+            [_resize(decode(each, _name(i, pictures)), card) for i, each in enumerate(pictures)], card
+        )
+    batch = np.empty((len(pictures), 3, *card.input_size_hw), np.float32)
+    for index, picture in enumerate(pictures):
+        _normalise(_cropped(decode(picture, _name(index, pictures)), card), card, batch[index])
+    return batch
+
+
+def resized_size(size_hw: tuple[int, int], card: Preprocessing) -> tuple[int, int]:
+    """The size (height, width) to which a picture of `size_hw` is resized; at least one pixel each way."""
+    height, width = size_hw
+    if card.resize == "stretch":
+        return card.resize_hw
+    if card.resize == "fit":
+        short, long = sorted(card.resize_hw)
+        factor = min(long / max(size_hw), short / min(size_hw))
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+    side = card.resize_hw[0]
+    if width <= height:
+        return int(side * height / width), side
+    return side, int(side * width / height)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Along one axis: `source` of the resized picture goes to `target` of the crop; zeros elsewhere."""
+
+    source: slice
+    target: slice
+
+
+def crop(size: int, cropped: int) -> Span:
+    """torchvision's centre crop of `size` pixels to `cropped`, which pads what is too small.
+
+    >>> crop(256, 224).source
+    slice(16, 240, None)
+    >>> crop(3, 8).target
+    slice(2, 5, None)
+    """
+    if size < cropped:
+        before = (cropped - size) // 2
+        return Span(slice(0, size), slice(before, before + size))
+    before = round((size - cropped) / 2)
+    return Span(slice(before, before + cropped), slice(0, cropped))
+
+
+def _name(index: int, pictures: Sequence[Picture]) -> str:
+    """What an error calls the picture: a path names itself, the rest has a place in the list."""
+    picture = pictures[index]
+    if len(pictures) == 1 or not isinstance(picture, np.ndarray | bytes):
+        return ""
+    return f"picture {index} of {len(pictures)}"
+
+
+def _cropped(picture: RgbArray | Image.Image, card: Preprocessing) -> RgbArray:
+    """Resize and crop: (*input_size_hw, 3) uint8."""
+    size_hw = resized_size(_size_hw(picture), card)
+    rows, columns = (crop(*sides) for sides in zip(size_hw, card.input_size_hw, strict=True))
+    if size_hw[0] * size_hw[1] > _WHOLE_LIMIT:
+        wanted = _resize_part(picture, size_hw, rows.source, columns.source, card)
+    else:
+        wanted = _resize(picture, card)[rows.source, columns.source]
+    if wanted.shape[:2] == card.input_size_hw:
+        return wanted
+    padded = np.zeros((*card.input_size_hw, 3), np.uint8)
+    padded[rows.target, columns.target] = wanted
+    return padded
+
+
+def _resize(picture: RgbArray | Image.Image, card: Preprocessing) -> RgbArray:
+    size_hw = resized_size(_size_hw(picture), card)
+    if _size_hw(picture) == size_hw:
+        return np.asarray(picture)
+    if card.resampler == "opencv-bilinear":
+        return opencv_resize.resize(np.ascontiguousarray(picture), size_hw)
+    return np.asarray(_image(picture).resize((size_hw[1], size_hw[0]), _pillow_filter(card)))
+
+
+def _resize_part(
+    picture: RgbArray | Image.Image,
+    size_hw: tuple[int, int],
+    rows: slice,
+    columns: slice,
+    card: Preprocessing,
+) -> RgbArray:
+    """A part of the resized picture that is too large to be made: within one grey level for Pillow."""
+    if card.resampler == "opencv-bilinear":
+        return opencv_resize.resize_in_numpy(np.asarray(picture), size_hw, rows, columns)
+    height, width = _size_hw(picture)
+    down, across = height / size_hw[0], width / size_hw[1]
+    box = (columns.start * across, rows.start * down, columns.stop * across, rows.stop * down)
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    return np.asarray(_image(picture).resize(size, _pillow_filter(card), box=box))
+
+
+def _pillow_filter(card: Preprocessing) -> Image.Resampling:
+    from PIL import Image
+
+    return Image.Resampling.BICUBIC if card.resampler == "pillow-bicubic" else Image.Resampling.BILINEAR
+
+
+def _image(picture: RgbArray | Image.Image) -> Image.Image:
+    from PIL import Image
+
+    return Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+
+
+def _size_hw(picture: RgbArray | Image.Image) -> tuple[int, int]:
+    if isinstance(picture, np.ndarray):
+        return picture.shape[0], picture.shape[1]
+    return picture.height, picture.width
+
+
+def _normalise(picture: RgbArray, card: Preprocessing, out: NDArray[np.float32]) -> None:
+    """Write `picture` (H, W, 3) uint8 into `out` (3, H, W)."""
+    for channel, table in enumerate(_tables(card.mean_rgb, card.std_rgb, card.value_range)):
+        # mode="clip" lets take write into `out`; a uint8 is never out of a table of 256.
+        np.take(table, picture[..., channel], out=out[channel], mode="clip")
+
+
+@lru_cache(maxsize=16)
+def _tables(
+    mean_rgb: tuple[float, float, float], std_rgb: tuple[float, float, float], value_range: float
+) -> NDArray[np.float32]:
+    """(3, 256): what each grey level of each channel becomes."""
+    levels = np.arange(256, dtype=np.float32) / np.float32(value_range)
+    mean, std = (np.array(values, np.float32)[:, None] for values in (mean_rgb, std_rgb))
+    return (levels - mean) / std
+
+
+def _padded(pictures: list[RgbArray], card: Preprocessing) -> NDArray[np.float32]:
+    """Normalise pictures of several sizes and pad them to one."""
+    height, width = (
+        -(-max((each.shape[axis] for each in pictures), default=1) // card.pad_multiple) * card.pad_multiple
+        for axis in (0, 1)
+    )
+    batch = np.zeros((len(pictures), 3, height, width), np.float32)
+    for picture, padded in zip(pictures, batch, strict=True):
+        part = np.empty((3, *picture.shape[:2]), np.float32)
+        _normalise(picture, card, part)
+        padded[:, : picture.shape[0], : picture.shape[1]] = part
+    return batch
