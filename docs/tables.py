@@ -1,9 +1,10 @@
-"""Write the model tables of README.md and docs/models.md from the zoo and docs/status.json.
+"""Write the model tables of README.md and docs/models.md from the zoo and the records of benchmarks/results.
 
     python docs/tables.py
 
-A status is one of the four words of the README, per model: on CPU (ONNX Runtime and OpenVINO) and for
-TensorRT. Models that docs/status.json does not name are unverified. A test holds the files to this.
+A status is one of the four words of the README, per model, for the full-size graph: *executed* on CPU where
+exports.json has a verified export, *built by TensorRT for RTX* where tensorrt_rtx_layers.json has a build,
+*unverified* where the record is missing. A test holds the files to this.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from saccade.models.card import Card
 from saccade.models.zoo import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("executed", "built by TensorRT for RTX", "API-checked", "unverified")
-STATUS: dict[str, dict[str, str]] = json.loads((ROOT / "docs" / "status.json").read_text(encoding="utf-8"))
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
@@ -82,7 +85,20 @@ def _models(cards: Sequence[Card]) -> Iterator[str]:
 
 
 def _status(name: str, where: str) -> str:
-    return STATUS.get(name, {}).get(where, "unverified")
+    return _recorded()[where].get(name, "unverified")
+
+
+@cache
+def _recorded() -> dict[str, dict[str, str]]:
+    """Status by model, by column."""
+    executed = [row["model"] for row in _record("exports.json") if not row["error"]]
+    built = [row["model"] for row in _record("tensorrt_rtx_layers.json") if row["built"]]
+    return {"cpu": dict.fromkeys(executed, WORDS[0]), "tensorrt": dict.fromkeys(built, WORDS[1])}
+
+
+def _record(name: str) -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = json.loads((RESULTS / name).read_text(encoding="utf-8"))["models"]
+    return models
 
 
 if __name__ == "__main__":
