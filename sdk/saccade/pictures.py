@@ -94,7 +94,7 @@ def _read(source: Path | io.BytesIO, name: str) -> Image.Image:
 
     _check_not_empty(source, name)
     try:
-        with Image.open(source) as image:
+        with _open(source) as image:
             return _upright_rgb(image, name)
     except InputError:
         raise
@@ -106,6 +106,21 @@ def _read(source: Path | io.BytesIO, name: str) -> Image.Image:
         raise InputError(f"{name} is too large: {error}") from error
     except Exception as error:  # decoders of damaged files raise OSError, SyntaxError, struct.error and more
         raise InputError(f"{name} cannot be decoded, it is damaged or cut short: {error}") from error
+
+
+# The first ones need no further plugin. Formats that Pillow hands to other programs (EPS) are left out.
+_COMMON = ("JPEG", "PNG", "PPM", "BMP", "GIF")
+_RARE = frozenset({"AVIF", "JPEG2000", "TIFF", "WEBP"})
+
+
+def _open(source: Path | io.BytesIO) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(source, formats=_COMMON)
+    except UnidentifiedImageError:
+        Image.init()
+        return Image.open(source, formats=sorted(_RARE & set(Image.OPEN)))
 
 
 def _check_not_empty(source: Path | io.BytesIO, name: str) -> None:

@@ -123,7 +123,10 @@ def _resize_part(
     columns: slice,
     card: Preprocessing,
 ) -> RgbArray:
-    """A part of the resized picture that is too large to be made: within one grey level for Pillow."""
+    """A part of a resized picture that is too large to be made.
+
+    Pillow keeps the corners of a box in float32: one grey level off at most, two where it is bicubic.
+    """
     if card.resampler == "opencv-bilinear":
         return opencv_resize.resize_in_numpy(np.asarray(picture), size_hw, rows, columns)
     height, width = _size_hw(picture)
