@@ -25,6 +25,21 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+PREPARE = """
+import sys, numpy, torch
+from pathlib import Path
+from PIL import Image
+from safetensors.torch import save_file
+from saccade.export import export_bundle
+from saccade.models import create
+folder, model = Path(sys.argv[1]), sys.argv[2]
+torch.manual_seed(0)
+save_file(create(model).state_dict(), folder / "weights.safetensors")
+export_bundle(model, folder / "weights.safetensors", folder / "bundle")
+pixels = numpy.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=numpy.uint8)
+Image.fromarray(pixels).save(folder / "picture.jpg", quality=90)
+"""
+
 OURS = """
 import sys, saccade
 with saccade.load(sys.argv[1]) as classify:
@@ -73,21 +88,10 @@ class ColdStart:
 
 def measure(model: str, runs: int) -> ColdStart:
     """Export `model` with random weights and time both processes, alternating, after one warm-up each."""
-    import numpy as np
-    import torch
-    from PIL import Image
-    from safetensors.torch import save_file
-
-    from saccade.export import export_bundle
-    from saccade.models import create
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        torch.manual_seed(0)
-        save_file(create(model).state_dict(), folder / "weights.safetensors")
-        export_bundle(model, folder / "weights.safetensors", folder / "bundle")
-        pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((640, 480)).save(folder / "picture.jpg", quality=90)
+        # In a process of its own: the kernel counts the parent's memory into a child's peak.
+        subprocess.run([sys.executable, "-c", PREPARE, scratch, model], check=True)
         arguments = [str(folder / "bundle"), str(folder / "weights.safetensors"), str(folder / "picture.jpg")]
         samples: dict[str, list[tuple[float, float]]] = {"saccade": [], "torch": []}
         for round_ in range(runs + 1):

@@ -16,6 +16,7 @@ __all__ = ["has_text_tower", "image_state", "is_text_name"]
 
 _IMAGE = ("image_encoder.model.", "visual.")
 _OPEN_CLIP_TRUNK = "visual.trunk."
+_OWN_TRUNK = "trunk."  # as `saccade.models.clip.ImageTower` saves itself
 # OpenAI's files keep these sizes among the weights.
 _SIZES_AS_TENSORS = ("input_resolution", "context_length", "vocab_size")
 _TEXT = (
@@ -37,7 +38,7 @@ def image_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Names of neither tower raise CheckpointError. open_clip's prefix of timm towers is taken off.
     """
     if not any(name.startswith(_IMAGE) for name in state):
-        return dict(state)
+        return {name.removeprefix(_OWN_TRUNK): tensor for name, tensor in state.items()}
     stray = [name for name in state if not name.startswith((*_IMAGE, *_TEXT, *_SIZES_AS_TENSORS))]
     if stray:
         raise CheckpointError(f"{len(stray)} names belong to neither tower: {', '.join(stray[:10])}")
