@@ -25,6 +25,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from saccade import bundle
+from saccade.engines.engine import TensorSpec, open_engine
 from saccade.errors import SaccadeError
 from saccade.models import zoo
 
@@ -37,6 +41,8 @@ class Export:
 
     nodes: of the source graph, functions not expanded. worst: the largest share of its tolerance that any
     output used, over all graphs, engines and batch sizes; at most 1 for a bundle that was written.
+    signal: how far the outputs of two pictures are apart, in tolerances. Random weights can let a picture
+    vanish on its way; where this is not far above 1, `worst` says little.
     error: what stopped the export; the other figures are then None.
     """
 
@@ -48,6 +54,7 @@ class Export:
     bundle_bytes: int | None = None
     engines: tuple[str, ...] = ()
     worst: float | None = None
+    signal: float | None = None
     error: str = ""
 
 
@@ -64,7 +71,7 @@ def _export(name: str, out: Path, config: Mapping[str, Any] | None) -> Export:
     today = datetime.now(UTC).date().isoformat()
     start = time.perf_counter()
     try:
-        bundle = export_bundle(name, None, out, random=True, config=config)
+        written = export_bundle(name, None, out, random=True, config=config)
     except SaccadeError as error:
         return Export(name, today, round(time.perf_counter() - start, 1), _peak_mib(), error=str(error))
     seconds = round(time.perf_counter() - start, 1)
@@ -74,11 +81,28 @@ def _export(name: str, out: Path, config: Mapping[str, Any] | None) -> Export:
         today,
         seconds,
         _peak_mib(),
-        nodes=bundle.provenance["nodes"],
-        bundle_bytes=sum(file["bytes"] for file in bundle.files.values()),
+        nodes=written.provenance["nodes"],
+        bundle_bytes=sum(file["bytes"] for file in written.files.values()),
         engines=tuple(dict.fromkeys(row["engine"] for row in rows)),
         worst=round(max(row["difference"] / row["tolerance"] for row in rows), 3),
+        signal=round(measure_signal(out), 1),
     )
+
+
+def measure_signal(path: Path) -> float:
+    """Largest distance between the outputs of two pictures of noise, in tolerances of the bundle's sample."""
+    opened = bundle.read(path, check=False)
+    with np.load(path / "conformance.npz", allow_pickle=False) as sample:
+        shape = (2, *sample["input:image"].shape[1:])
+        tolerances = {name: float(sample[f"tolerance:{name}"]) for name in _names(opened.outputs)}
+    pictures = np.random.default_rng(0).standard_normal(shape, np.float32)
+    with open_engine(opened.graphs, "onnxruntime") as engine:
+        outputs = engine.run({"image": pictures})
+    return max(float(np.ptp(outputs[name], axis=0).max()) / tolerances[name] for name in tolerances)
+
+
+def _names(specs: Sequence[TensorSpec]) -> list[str]:
+    return [spec.name for spec in specs]
 
 
 def _peak_mib() -> int:

@@ -298,7 +298,10 @@ def inspect(bundle: BundleName, as_json: AsJson = False) -> None:
     facts.add_row("paper", escape(card.paper))
     facts.add_row("licence", escape(card.licence))
     for key, value in inspection.provenance.items():
-        facts.add_row(key, escape(str(value)))
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {each}" for name, each in value.items())
+        if value not in (None, ""):
+            facts.add_row(key, escape(str(value)))
     out.print(facts)
     graphs = {graph.path: graph for graph in inspection.graphs}
     files = new_table("file", "KiB>", "nodes>")
