@@ -1,15 +1,12 @@
-"""The reference engine: onnx's own evaluator, NumPy only. Slow, and right by definition."""
+"""The ONNX project's reference evaluator: NumPy, operator by operator. Slow; it judges the other engines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import onnx
-import onnx.reference
 from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays, EngineOptions, TensorSpec, check_feeds
@@ -18,28 +15,32 @@ from saccade.errors import EngineError
 
 
 class ReferenceEngine:
-    """Evaluates a graph file node by node, local functions by their bodies; see `Engine`."""
+    """One `onnx.reference.ReferenceEvaluator`, local functions included. `options` do not apply to it."""
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        self._name = path.name
         try:
             model = onnx.load(path)
-            evaluator = onnx.reference.ReferenceEvaluator(model)
-        except Exception as error:
-            raise EngineError(f"the reference evaluator refused {path.name}: {error}") from error
+            evaluator = ReferenceEvaluator(model)
+        except Exception as error:  # parsing and evaluation have no common root of errors
+            raise EngineError(f"the reference engine cannot open {path}: {error}") from error
+        stored = {tensor.name for tensor in model.graph.initializer}
+        self.inputs = {value.name: _spec(value) for value in model.graph.input if value.name not in stored}
+        self.outputs = {value.name: _spec(value) for value in model.graph.output}
         self._evaluator = Owned(evaluator, f"the reference engine of {path.name}")
-        self._name = path.name
-        self.inputs: Mapping[str, TensorSpec] = _specs(model.graph.input)
-        self.outputs: Mapping[str, TensorSpec] = _specs(model.graph.output)
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        """All outputs for `feeds`, by name."""
+        """All outputs by name. Thread-safe: an evaluation keeps its values to itself."""
         evaluator = self._evaluator.get()
         check_feeds(feeds, self.inputs)
         try:
-            results = evaluator.run(list(self.outputs), dict(feeds))
+            values = evaluator.run(list(self.outputs), dict(feeds))
         except Exception as error:
-            raise EngineError(f"the reference evaluator failed in {self._name}: {error}") from error
-        return {name: np.asarray(value) for name, value in zip(self.outputs, results, strict=True)}
+            raise EngineError(f"the reference engine failed on {self._name}: {error}") from error
+        return {name: np.array(value) for name, value in zip(self.outputs, values, strict=True)}
 
     def close(self) -> None:
         """Let go of the graph. Twice is fine."""
@@ -57,11 +58,13 @@ class ReferenceEngine:
         self.close()
 
 
-def _specs(values: Any) -> dict[str, TensorSpec]:
-    return {value.name: _spec(value) for value in values}
+def _spec(value: Any) -> TensorSpec:
+    """Free dimensions without a name get one from the tensor and the axis."""
+    from onnx.helper import tensor_dtype_to_np_dtype
 
-
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
-    return TensorSpec(value.name, dtype, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim))
+    shape = (
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name}_{axis}"
+        for axis, dim in enumerate(tensor.shape.dim)
+    )
+    return TensorSpec(value.name, np.dtype(tensor_dtype_to_np_dtype(tensor.elem_type)).name, tuple(shape))

@@ -159,9 +159,10 @@ def _check_output(outputs: Mapping[str, TensorSpec], card: Card) -> tuple[str, i
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
-    return scores
+    """Along the last axis; in float64, where differences of float32 values cannot overflow."""
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _bar(shown: bool) -> AbstractContextManager[Callable[[int, int | None], None]]:
