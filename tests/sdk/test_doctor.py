@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,30 @@ def test_an_engine_that_is_missing_or_broken(tmp_path: Path, monkeypatch: pytest
     assert broken.mend == "pip install 'saccade[cpu]' --force-reinstall"
     missing = doctor._engine("saccade_absent_runtime", "cpu", lambda _: "")
     assert (missing.status, missing.mend) == ("missing", "pip install 'saccade[cpu]'")
+
+
+DRIVERS = [
+    (
+        "echo '580.65.06, NVIDIA H100 80GB HBM3, 81559 MiB'",
+        ("NVIDIA H100 80GB HBM3, 81559 MiB",),
+        "580.65.06",
+    ),
+    (
+        "printf '575.51, NVIDIA L4, 23034 MiB\\n575.51, NVIDIA L4, 23034 MiB\\n'",
+        ("NVIDIA L4, 23034 MiB",) * 2,
+        "575.51",
+    ),
+    ("echo 'NVIDIA-SMI has failed'; exit 9", (), "nvidia-smi is installed but does not answer"),
+]
+
+
+@pytest.mark.parametrize(("script", "gpus", "driver"), DRIVERS)
+def test_gpus_are_read_from_the_driver(
+    script: str, gpus: tuple[str, ...], driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    machine = doctor.examine().machine
+    assert (machine.gpus, machine.gpu_driver) == (gpus, driver)
