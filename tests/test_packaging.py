@@ -20,6 +20,7 @@ FOLDERS = {
     "saccade.models": ROOT / "models",
     "saccade.benchmarks": ROOT / "benchmarks",
 }
+RECORDS = "saccade/benchmarks/results/"  # measurements belong to the repository, not to the wheel
 LINKS = ("engines", "models", "benchmarks")
 SOURCES = ("sdk", "engines", "models", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
 JUNK = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyc")
@@ -42,7 +43,7 @@ def tree() -> dict[str, Path]:
             linked = package == "saccade" and inside.parts[0] in LINKS
             if path.is_file() and not linked and "__pycache__" not in inside.parts:
                 found["/".join((*package.split("."), *inside.parts))] = path
-    return found
+    return {name: path for name, path in found.items() if not name.startswith(RECORDS)}
 
 
 def test_the_package_list_is_the_tree() -> None:
