@@ -105,7 +105,7 @@ def _not_found(name: str) -> str:
 
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    model = name if name in ENTRIES else "NAME"
+    model = next(iter(difflib.get_close_matches(name, ENTRIES, n=1, cutoff=0.8)), "NAME")
     return (
         f"there is no bundle {name!r}: no such path, and none of that name in {home()} or among the demos. "
         f"{hint}To make one: saccade export {model} --weights FILE --out DIR"

@@ -198,6 +198,21 @@ def test_missing_weights_are_an_engine_error(name: str, graphs: Graphs, tmp_path
         open_engine({"source": lonely}, name)
 
 
+def test_a_failing_run_is_an_engine_error_and_prints_nothing(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "reshape.onnx"
+    text = """<ir_version: 9, opset_import: ["": 20]>
+    g (float[n, 4] image, int64[2] shape) => (float[a, b] logits) { logits = Reshape (image, shape) }"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    with open_engine({"source": path}, name) as engine:
+        with pytest.raises(EngineError, match=r"failed on reshape\.onnx"):
+            engine.run({"image": np.zeros((1, 4), np.float32), "shape": np.array([3, 3])})
+        assert "".join(capfd.readouterr()) == ""
+        ones = {"image": np.ones((1, 4), np.float32), "shape": np.array([2, 2])}
+        np.testing.assert_array_equal(engine.run(ones)["logits"], np.ones((2, 2)))
+
+
 def test_weights_outside_the_folder_are_refused(graphs: Graphs, tmp_path: Path) -> None:
     model = onnx.load(graphs["source"], load_external_data=False)
     for tensor in model.graph.initializer:

@@ -219,9 +219,10 @@ def test_an_unknown_name_names_the_near_ones(folder: Path, empty_home: Path) -> 
     assert "saccade export NAME" in str(caught.value)
 
 
-def test_a_models_name_without_a_bundle_says_how_to_make_one() -> None:
+@pytest.mark.parametrize("name", ["stvit_r_swin_small", "stvit_r_swin_smal"])
+def test_a_models_name_without_a_bundle_says_how_to_make_one(name: str) -> None:
     with pytest.raises(UsageError, match="saccade export stvit_r_swin_small --weights"):
-        bundle.resolve("stvit_r_swin_small")
+        bundle.resolve(name)
 
 
 def test_a_name_does_not_climb_out_of_home(folder: Path, empty_home: Path) -> None:

@@ -56,11 +56,15 @@ class Classifier:
             return self._classify(images)
         return self._classify([cast("Picture", images)])[0]
 
+    @overload
+    async def acall(self, images: list[Any] | tuple[Any, ...]) -> list[Classification]: ...
+    @overload
+    async def acall(self, images: Picture) -> Classification: ...
     async def acall(self, images: Any) -> Any:
         """The same from a coroutine: the work is done in a thread, the event loop stays free."""
         import asyncio
 
-        return await asyncio.to_thread(self, images)
+        return await asyncio.to_thread(self.__call__, images)
 
     def preprocess(self, images: Sequence[Picture]) -> NDArray[np.float32]:
         """The input of the graph: (N, 3, H, W) float32."""
