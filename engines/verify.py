@@ -24,6 +24,7 @@ Array = NDArray[np.float32]
 
 BATCHES = (1, 2, 5)
 MARGIN = 10.0
+LEAST_SIGNAL = 10.0  # how many tolerances two pictures of noise must be apart
 LEAST = 2.0**-20  # of the output's largest magnitude: eight units of float32's last place
 
 
@@ -71,6 +72,19 @@ def expectations(
     exact = copy.deepcopy(module).double().train().eval()
     rng = np.random.default_rng()
     return [_expectation(module, exact, _picture(rng, (batch, 3, *size_hw)), outputs) for batch in batches]
+
+
+def require_signal(expected: Sequence[Expectation], name: str) -> None:
+    """Raise ExportError where outputs hardly depend on the picture: comparing them would prove nothing."""
+    for expectation in expected:
+        for output, values in expectation.outputs.items():
+            spread = float(np.abs(values - values[:1]).max())
+            if len(values) > 1 and not spread > LEAST_SIGNAL * expectation.tolerance(output):
+                raise ExportError(
+                    f"{name}: output {output!r} differs by {spread:.3g} between pictures, and float32 noise "
+                    f"explains {expectation.tolerance(output):.3g}: whether a graph computes the same "
+                    "cannot be seen. Are these the weights of this model?"
+                )
 
 
 def compare(

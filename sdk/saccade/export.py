@@ -20,6 +20,7 @@ from saccade.models.card import Card, Preprocessing
 
 if TYPE_CHECKING:
     import onnx
+    import torch
     from torch import nn
 
     from saccade.bundle import Bundle
@@ -33,7 +34,7 @@ LIBRARIES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 def export_bundle(
     name: str,
-    weights: Path | None,
+    weights: Path | str | None,
     out: Path,
     *,
     random: bool = False,
@@ -51,6 +52,7 @@ def export_bundle(
 ) -> Bundle:
     """Export the model `name` with `weights` to the new folder `out`; nothing is left there on failure.
 
+    weights: a checkpoint file, or an address of `saccade.models.hub`, such as "hub" or "timm:NAME.TAG".
     random: no weights; the bundle says "untrained" wherever it shows.
     labels: class names, one per line or a JSON list; as many as the head has outputs.
     input_size_hw, mean_rgb, std_rgb (in units of 0..1), crop (share of the resized side that is kept),
@@ -84,7 +86,7 @@ def export_bundle(
     sizes = _sizes(entry, dict(config or {}), num_classes, input_size_hw)
 
     say(f"building {name}")
-    module = _module(name, weights, random, sizes)
+    module = _module(name, weights, sizes) if weights else _random_module(name, sizes, size_hw)
     names = _read_labels(classes or labels)
     if classes or class_matrix:
         module = _with_class_matrix(module, name, weights, names, class_matrix)
@@ -99,6 +101,7 @@ def export_bundle(
     say("computing what the module answers in float64")
     with torch.inference_mode():
         expected = verify.expectations(module, size_hw, (output,))
+    verify.require_signal(expected, name)
 
     def fill(folder: Path) -> dict[str, Any]:
         graphs, rows = _write_verified(graph, folder, expected, name, say)
@@ -109,7 +112,7 @@ def export_bundle(
 
 def _check_sources(
     card: Card,
-    weights: Path | None,
+    weights: Path | str | None,
     random: bool,
     labels: Path | None,
     classes: Path | None,
@@ -178,21 +181,44 @@ def _sizes(
     return config
 
 
-def _module(name: str, weights: Path | None, random: bool, sizes: Mapping[str, Any]) -> nn.Module:
-    """The model; without weights always the same random ones."""
+def _module(name: str, weights: Path | str, sizes: Mapping[str, Any]) -> nn.Module:
+    """The model with its weights, from a file or a hub."""
+    from saccade.models import create
+    from saccade.models.hub import is_address
+
+    return create(name, checkpoint=str(weights) if is_address(str(weights)) else Path(weights), **sizes)
+
+
+def _random_module(name: str, sizes: Mapping[str, Any], size_hw: tuple[int, int]) -> nn.Module:
+    """The model with random weights, always the same.
+
+    Fresh ones let a picture vanish on its way through a deep convolutional network: comparing outputs would
+    compare nothing, and tiny numbers are slow on some processors. So batch norms take the statistics of
+    noise, which gives every layer's output unit scale.
+    """
     import torch
 
     from saccade.models import create
 
-    if not random:
-        return create(name, checkpoint=weights, **sizes)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        return create(name, **sizes)
+        module = create(name, **sizes)
+        norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        hooks = [norm.register_forward_pre_hook(_observe_maps) for norm in norms]
+        module(torch.randn(2, 3, *size_hw))
+    for hook in hooks:
+        hook.remove()
+    return module.eval()
+
+
+def _observe_maps(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+    """Let `norm` take the statistics of maps; pooled values hardly vary, scaled up they would be noise."""
+    norm.momentum = None  # the plain average of what is seen
+    norm.train(inputs[0].shape[2:].numel() > 1)
 
 
 def _with_class_matrix(
-    tower: nn.Module, name: str, weights: Path | None, names: Sequence[str], file: Path | None
+    tower: nn.Module, name: str, weights: Path | str | None, names: Sequence[str], file: Path | None
 ) -> nn.Module:
     import numpy as np
     import torch
@@ -320,7 +346,7 @@ def _manifest(
     graph: onnx.ModelProto,
     graphs: Mapping[str, Any],
     rows: Sequence[Comparison],
-    weights: Path | None,
+    weights: Path | str | None,
     random: bool,
     sizes: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -335,14 +361,21 @@ def _manifest(
         "untrained": random,
         "provenance": {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "weights": weights.name if weights else None,
-            "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
+            "weights": Path(weights).name if weights else None,
+            "weights_sha256": _file_sha256(weights),
             "config": dict(sizes),
             "versions": {"saccade": importlib.metadata.version("saccade"), **_versions()},
             "nodes": len(graph.graph.node),
             "largest_difference": max(row.difference for row in rows),
         },
     }
+
+
+def _file_sha256(weights: Path | str | None) -> str | None:
+    """None for random weights and for those of a hub, which its cache names."""
+    from saccade import bundle
+
+    return bundle.sha256(Path(weights)) if weights and Path(weights).is_file() else None
 
 
 def _versions() -> dict[str, str]:
