@@ -2,7 +2,7 @@
 
     python -m saccade.benchmarks.layer_counts my_bundle other.onnx --out benchmarks/results
 
-Takes bundles (their source graph) and ONNX files, and judges one after another with NVIDIA's parser and
+Takes bundles (every graph in them) and ONNX files, and judges one after another with NVIDIA's parser and
 builder; no GPU is needed. A rise in layers for the same model is a regression of the exporter or the parser.
 """
 
@@ -48,14 +48,21 @@ class LayerCount:
     errors: tuple[str, ...]
 
 
-def measure(path: Path, targets: Sequence[str]) -> LayerCount:
-    """Judge the graph at `path`, or the source graph of the bundle there; it is named after the path."""
-    graph = path / "graphs" / "model.onnx" if path.is_dir() else path
+def graphs(path: Path) -> dict[str, Path]:
+    """The ONNX file at `path`, or those of the bundle there, by the names that the record gives them."""
+    if path.is_file():
+        return {path.stem: path}
+    found = sorted((path / "graphs").glob("*.onnx"), key=lambda graph: len(graph.name))
+    return {" ".join([path.name, *(part[1:] for part in graph.suffixes[:-1])]): graph for graph in found}
+
+
+def measure(model_name: str, graph: Path, targets: Sequence[str]) -> LayerCount:
+    """Judge `graph` with NVIDIA's parser and builder."""
     verdict = judge(graph, profile=BATCH, compute_capabilities=targets)
     model = onnx.load(graph, load_external_data=False)
     functions = {function.name for function in model.functions}
     return LayerCount(
-        model=path.name if path.is_dir() else path.stem,
+        model=model_name,
         ready=check(graph).ok,
         parsed=verdict.parsed,
         built=verdict.built,
@@ -96,7 +103,7 @@ def main() -> None:
     counts = []
     for path in arguments.paths:
         print(f"{path.name} ...", file=sys.stderr)
-        counts.append(measure(path, targets))
+        counts += [measure(name, graph, targets) for name, graph in graphs(path).items()]
     for count in counts:
         print(f"{count.model:<24} {count.nodes:>6} nodes {count.layers:>6} layers  built: {count.built}")
     if arguments.out:

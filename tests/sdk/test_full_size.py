@@ -1,0 +1,67 @@
+"""Full-size bundles: verified at export, proven at load, accepted by NVIDIA's parser and builder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import saccade
+from saccade import bundle as bundles
+from saccade.engines import readiness
+from saccade.engines.engine import open_engine
+from saccade.engines.tensorrt.parser import judge
+from saccade.export import export_bundle
+
+RECORD = Path(__file__).parents[2] / "benchmarks" / "results" / "tensorrt_rtx_layers.json"
+# As pruning leaves a network: no two neighbouring blocks alike, keys and values of different widths.
+IRREGULAR = {
+    "EMB": 496,
+    "head": [8, 10, 8, 6, 10, 8, 12, 10, 8, 6, 8, 4],
+    "QK": [24, 32, 40, 24, 48, 32, 24, 40, 32, 24, 16, 24],
+    "V": [48, 56, 64, 48, 56, 64, 40, 48, 64, 56, 48, 32],
+    "MLP": [1008, 1264, 1520, 1408, 1696, 1600, 1488, 1360, 1200, 1008, 896, 640],
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "stvit_r_swin_small": {},
+    "nvit": {"dims": IRREGULAR},
+    "tiny_vit_21m_224": {},
+    "deepmad_r50": {},
+    "deepmad_29m_224": {},
+    "mobileclip_s2": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is None,
+    reason="NVIDIA's parser is not installed: pip install 'saccade[tensorrt-rtx]'",
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_full_size_bundle(name: str, tmp_path: Path) -> None:
+    """Export compares batches 1, 2 and 5 with the module; layers may not rise above the record."""
+    bundle = export_bundle(name, None, tmp_path / "bundle", random=True, config=MODELS[name])
+    recorded = {entry["model"]: entry["layers"] for entry in json.loads(RECORD.read_text())["models"]}
+    for variant in ("source", "onnxruntime"):
+        if variant not in bundle.graphs:
+            continue
+        report = readiness.check(bundle.graphs[variant])
+        assert report.ok, "\n".join(report.text())
+        verdict = judge(bundle.graphs[variant])
+        assert verdict.ok, verdict.errors
+        label = name if variant == "source" else f"{name} inlined"
+        assert verdict.layers <= recorded[label], label
+    if bundle.task == "classification":
+        with saccade.load(bundle.path, prove=True) as classify:
+            answer = classify(np.zeros((480, 640, 3), np.uint8))
+        assert len(answer) == 1000
+    else:
+        with open_engine(bundles.read(bundle.path).graphs) as engine:
+            assert engine.run({"image": np.zeros((2, 3, 256, 256), np.float32)})["embeddings"].shape == (
+                2,
+                512,
+            )
