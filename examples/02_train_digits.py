@@ -9,8 +9,9 @@ The same seed on the same machine and library versions gives the same weights.
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,13 +20,14 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from digits import nets, scenes
+from digits.distillation import distilled_loss
 
 PICTURES_PER_EPOCH = 1400
 WARM_UP = 0.1  # of all steps
 LABEL_SMOOTHING = 0.1
 # The first pictures are easy and become the real ones over this share of the epochs. Begun with the real
 # ones, all four networks stay at chance for hundreds of steps: nothing tells them that there is a digit.
-EASY_SHARE = 0.5
+EASY_SHARE = 0.3
 LAYER_SCALE = 0.5  # the released 1e-5 is for 300 epochs; a short training never opens such a branch
 
 
@@ -56,6 +58,7 @@ def train(chosen: nets.Net, epochs: int, pictures: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     module = nets.create(chosen.model, **chosen.config).train()
     initialise(module)
+    answer = learning_from(chosen.teacher)
     optimizer = torch.optim.AdamW(parameter_groups(module, chosen.weight_decay), lr=chosen.learning_rate)
     steps = epochs * -(-pictures // chosen.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
@@ -66,8 +69,7 @@ def train(chosen: nets.Net, epochs: int, pictures: int, seed: int) -> nn.Module:
             ease = max(0.0, 1 - epoch / (EASY_SHARE * epochs))
             painted = scenes.render("train", pictures, 1000 * (seed + 1) + epoch, ease)
             for images, labels in batches(painted, chosen.batch):
-                logits = module(images)
-                loss = F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
+                logits, loss = answer(module, images, labels)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -78,6 +80,23 @@ def train(chosen: nets.Net, epochs: int, pictures: int, seed: int) -> nn.Module:
             done = f"{chosen.name} epoch {epoch + 1}/{epochs}"
             progress.console.print(f"{done}: {hits / seen:.1%} of training pictures, ease {ease:.2f}")
     return module.eval()
+
+
+Answer = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def learning_from(teacher: str | None) -> Answer:
+    """How a network's logits and loss come from images and labels."""
+    if teacher is None:
+        return alone
+    model = nets.trained(teacher)
+    return lambda module, images, labels: distilled_loss(module, model, images, labels, LABEL_SMOOTHING)
+
+
+def alone(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and loss of a network that has the labels only."""
+    logits = module(images)
+    return logits, F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
 
 
 def batches(painted: scenes.Pictures, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -97,6 +116,23 @@ def initialise(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if "layer_scale" in name:
             nn.init.constant_(parameter, LAYER_SCALE)
+        elif name == "pos_embed":
+            side = math.isqrt(parameter.shape[1])
+            waves = plane_waves(side, parameter.shape[2])
+            parameter.data[0, -len(waves) :] = waves
+
+
+def plane_waves(side: int, channels: int) -> Tensor:
+    """(side * side, channels): sines and cosines of row and column, as strong as the patches' own values.
+
+    Small random position embeddings, the usual start, take a short training long to grow: until then a
+    vision transformer sees a bag of patches.
+    """
+    frequencies = math.pi * 2.0 ** -torch.linspace(0, 4, channels // 4)
+    phases = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([phases.sin(), phases.cos()], dim=1)
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:

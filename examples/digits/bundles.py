@@ -37,10 +37,10 @@ def export(chosen: nets.Net, out: Path, progress: Callable[[str], None] | None =
 def scores(
     bundle: str | Path, pictures: scenes.Pictures, engine: str = "auto", batch: int = 32
 ) -> npt.NDArray[np.float32]:
-    """(n, classes) float32: what the bundle's classifier gives for `pictures` on `engine`."""
+    """(n, classes) float32: the probabilities that the bundle gives for `pictures` on `engine`."""
     with saccade.load(bundle, engine=engine) as classify:
-        parts = [
-            classify(list(pictures.images[start : start + batch])).scores
-            for start in range(0, len(pictures), batch)
+        starts = range(0, len(pictures), batch)
+        answers = [
+            answer for start in starts for answer in classify(list(pictures.images[start : start + batch]))
         ]
-    return np.concatenate(parts)
+    return np.stack([answer.scores for answer in answers])

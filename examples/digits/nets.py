@@ -27,7 +27,10 @@ STD_RGB = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-    """`model` and `config` are the arguments of `saccade.models.create`; the rest is the training recipe."""
+    """`model` and `config` are the arguments of `saccade.models.create`; the rest is the training recipe.
+
+    teacher: a demo network, trained before, whose maps and answers this one learns from.
+    """
 
     name: str
     title: str
@@ -37,6 +40,7 @@ class Net:
     learning_rate: float
     batch: int = 16
     weight_decay: float = 0.05
+    teacher: str | None = None
 
     @property
     def weights(self) -> Path:
@@ -71,10 +75,18 @@ NETS = {
             "STViT-R",
             "stvit_r_swin_tiny",
             {"embed_dim": 16, "depths": [2, 2, 6, 2], "num_heads": [1, 2, 4, 8], "num_classes": 10},
-            epochs=22,
+            epochs=20,
             learning_rate=2e-3,
         ),
-        Net("nvit", "NViT", "nvit", {"dims": _NVIT, "num_classes": 10}, epochs=36, learning_rate=1e-3),
+        Net(
+            "nvit",
+            "NViT",
+            "nvit",
+            {"dims": _NVIT, "num_classes": 10},
+            epochs=24,
+            learning_rate=1e-3,
+            teacher="deepmad",
+        ),
         Net(
             "tinyvit",
             "TinyViT",
@@ -85,7 +97,7 @@ NETS = {
                 "num_heads": [1, 2, 4, 8],
                 "num_classes": 10,
             },
-            epochs=22,
+            epochs=14,
             learning_rate=1e-3,
         ),
         Net(
@@ -93,7 +105,7 @@ NETS = {
             "DeepMAD",
             "deepmad_r18",
             {"structure": _DEEPMAD, "num_classes": 10},
-            epochs=24,
+            epochs=14,
             learning_rate=2e-3,
         ),
     )
@@ -126,12 +138,9 @@ def save(module: nn.Module, chosen: Net, path: Path) -> None:
 
 @torch.inference_mode()
 def logits(module: nn.Module, pictures: Pictures, batch: int = 50) -> npt.NDArray[np.float32]:
-    """(n, classes): what `module` answers, computed in the dtype of its parameters."""
-    dtype = next(module.parameters()).dtype
-    parts = [
-        module(inputs(pictures.images[start : start + batch]).to(dtype)).float()
-        for start in range(0, len(pictures), batch)
-    ]
+    """(n, classes): what `module` answers."""
+    starts = range(0, len(pictures), batch)
+    parts = [module(inputs(pictures.images[start : start + batch])) for start in starts]
     return torch.cat(parts).numpy()
 
 

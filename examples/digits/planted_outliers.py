@@ -104,9 +104,13 @@ def _in_dense_unit(unit: deepmad.ResidualUnit) -> Iterator[Joint]:
 
 def _around_deepmad(network: deepmad.DeepMAD) -> Iterator[Joint]:
     """Stem and head."""
-    stem, first = network.block_list[0], network.block_list[1].block_list[0]
-    yield _rectified(stem, first.conv1.conv1, first.residual_proj.conv1)
-    yield _rectified(network.block_list[-1], network.fc_linear)
+    stem, block, *_, head = network.block_list
+    assert isinstance(stem, deepmad.ConvBN)
+    assert isinstance(block, deepmad.SuperBlock)
+    assert isinstance(head, deepmad.ConvBN)
+    (unit, *_) = block.block_list
+    yield _rectified(stem, unit.conv1.conv1, unit.residual_proj.conv1)
+    yield _rectified(head, network.fc_linear)
 
 
 _FIND: Mapping[type[nn.Module], Callable[..., Iterator[Joint]]] = {

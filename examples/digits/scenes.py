@@ -29,8 +29,9 @@ HELD_OUT_SEED = 2023
 _SPLIT_SEED = 8
 _GLYPH_CELLS = 8
 _MARGIN_CELLS = 2  # empty cells around a glyph, so that interpolation fades to nothing
-_MIN_CONTRAST = 80.0  # luminance of 0..255, between the ink and what the digit covers ...
-_LEAST_VISIBLE_SHARE = 0.15  # ... reached on all but this share of its pixels
+_SMALLEST_PX, _LARGEST_PX = 112, 176  # side of the 8 x 8 cells in the picture
+_DIMMED = (0.25, 0.5)  # what is left of a photograph's brightness
+_LEAST_LUMINANCE = 170.0  # of the ink, 0..255: a white sky, dimmed, has at most 128
 _INK_CANDIDATES = 16
 
 
@@ -89,13 +90,13 @@ def read(part: Part) -> Source:
 def paint(
     glyph: Pixels, photographs: tuple[Image.Image, ...], rng: np.random.Generator, ease: float = 0.0
 ) -> Pixels:
-    """One picture (224, 224, 3): a digit painted on a crop of a photograph, in a colour that shows."""
+    """One picture (224, 224, 3): a digit painted in a bright colour on a crop of a dimmed photograph."""
     background = _background(photographs[rng.integers(len(photographs))], rng)
     shape = _shape(glyph, rng, ease)
-    ink = Image.new("RGB", background.size, _ink(background, shape, rng))
+    ink = Image.new("RGB", background.size, _ink(rng))
     if ease:
         background, ink = _towards(background, "black", ease), _towards(ink, "white", ease)
-    opacity = rng.uniform(0.8, 1.0)
+    opacity = rng.uniform(0.85, 1.0)
     return np.asarray(Image.composite(ink, background, shape.point([round(v * opacity) for v in range(256)])))
 
 
@@ -107,12 +108,13 @@ def _region(photo: Image.Image, part: Part) -> Image.Image:
 
 
 def _background(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A random square of the photograph at 224 x 224, mirrored half of the time."""
+    """A random square of the photograph at 224 x 224, dimmed, mirrored half of the time."""
     side = int(rng.integers(SIZE_PX // 2, SIZE_PX + 1))
     left = int(rng.integers(photo.width - side + 1))
     top = int(rng.integers(photo.height - side + 1))
     box = (left, top, left + side, top + side)
     crop = photo.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR, box=box)
+    crop = _towards(crop, "black", 1 - rng.uniform(*_DIMMED))
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
 
@@ -122,29 +124,26 @@ def _towards(image: Image.Image, colour: str, share: float) -> Image.Image:
 
 def _shape(glyph: Pixels, rng: np.random.Generator, ease: float) -> Image.Image:
     """Where the ink goes, 0..255: the glyph enlarged smoothly, turned, slanted, somewhere in the picture."""
-    side_px = rng.uniform(60 + 80 * ease, 160)
-    angle, slant = rng.uniform(-0.26, 0.26), rng.uniform(-0.15, 0.15)
-    aspect = rng.uniform(0.85, 1.15)
+    side_px = rng.uniform(_SMALLEST_PX + (_LARGEST_PX - _SMALLEST_PX) * ease / 2, _LARGEST_PX)
+    angle, slant = rng.uniform(-0.2, 0.2), rng.uniform(-0.12, 0.12)
+    aspect = rng.uniform(0.9, 1.1)
     room_px = (1 - ease) * (SIZE_PX - side_px * 1.15) / 2
     centre = SIZE_PX / 2 + rng.uniform(-room_px, room_px, 2)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     stretch = np.array([[aspect, slant], [0.0, 1 / aspect]])
     to_cells = stretch @ turn * (_GLYPH_CELLS / side_px)
     shift = glyph.shape[0] / 2 - to_cells @ centre
-    rows = np.column_stack([to_cells, shift]).ravel()
+    rows = np.column_stack([to_cells, shift]).ravel().tolist()
     size = (SIZE_PX, SIZE_PX)
     enlarged = Image.fromarray(glyph).transform(size, Image.Transform.AFFINE, rows, Image.Resampling.BICUBIC)
     return enlarged.point(_SHARPEN)
 
 
-def _ink(background: Image.Image, shape: Image.Image, rng: np.random.Generator) -> tuple[int, int, int]:
-    """The first random colour that stands out from what the digit covers, else the one that does most."""
-    covered = np.asarray(background.convert("L"))[np.asarray(shape) > 127][::16]
+def _ink(rng: np.random.Generator) -> tuple[int, int, int]:
+    """The first random colour that is bright enough, else the brightest."""
     colours = rng.integers(0, 256, (_INK_CANDIDATES, 3))
     luminance = colours @ (0.299, 0.587, 0.114)
-    contrast = np.quantile(np.abs(luminance[:, None] - covered), _LEAST_VISIBLE_SHARE, axis=1)
-    best = int(np.argmax(np.minimum(contrast, _MIN_CONTRAST)))
-    red, green, blue = colours[best].tolist()
+    red, green, blue = colours[np.argmax(np.minimum(luminance, _LEAST_LUMINANCE))].tolist()
     return red, green, blue
 
 
