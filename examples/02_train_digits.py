@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from digits import nets, scenes
-from digits.distillation import distilled_loss
+from digits.distillation import Distillation
 
 PICTURES_PER_EPOCH = 1400
 WARM_UP = 0.1  # of all steps
@@ -58,8 +58,9 @@ def train(chosen: nets.Net, epochs: int, pictures: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     module = nets.create(chosen.model, **chosen.config).train()
     initialise(module)
-    answer = learning_from(chosen.teacher)
-    optimizer = torch.optim.AdamW(parameter_groups(module, chosen.weight_decay), lr=chosen.learning_rate)
+    lesson = Distillation(module, nets.trained(chosen.teacher)) if chosen.teacher else Labelled(module)
+    groups = parameter_groups(lesson, chosen.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=chosen.learning_rate)
     steps = epochs * -(-pictures // chosen.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
     with Progress() as progress:
@@ -69,10 +70,10 @@ def train(chosen: nets.Net, epochs: int, pictures: int, seed: int) -> nn.Module:
             ease = max(0.0, 1 - epoch / (EASY_SHARE * epochs))
             painted = scenes.render("train", pictures, 1000 * (seed + 1) + epoch, ease)
             for images, labels in batches(painted, chosen.batch):
-                logits, loss = answer(module, images, labels)
+                logits, loss = lesson(images, labels, LABEL_SMOOTHING)
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+                nn.utils.clip_grad_norm_(lesson.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
                 seen, hits = seen + len(labels), hits + int((logits.argmax(1) == labels).sum())
@@ -82,21 +83,16 @@ def train(chosen: nets.Net, epochs: int, pictures: int, seed: int) -> nn.Module:
     return module.eval()
 
 
-Answer = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+class Labelled(nn.Module):
+    """Logits and loss of a network that learns from the labels alone."""
 
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
 
-def learning_from(teacher: str | None) -> Answer:
-    """How a network's logits and loss come from images and labels."""
-    if teacher is None:
-        return alone
-    model = nets.trained(teacher)
-    return lambda module, images, labels: distilled_loss(module, model, images, labels, LABEL_SMOOTHING)
-
-
-def alone(module: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and loss of a network that has the labels only."""
-    logits = module(images)
-    return logits, F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
+    def forward(self, images: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        logits = self.student(images)
+        return logits, F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def batches(painted: scenes.Pictures, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -137,8 +133,9 @@ def plane_waves(side: int, channels: int) -> Tensor:
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Weight decay on matrices and kernels only: not on biases, norms, scales and position tables."""
-    decayed = [p for n, p in module.named_parameters() if p.ndim > 1 and not n.endswith(NOT_DECAYED)]
-    rest = [p for n, p in module.named_parameters() if p.ndim <= 1 or n.endswith(NOT_DECAYED)]
+    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    decayed = [p for n, p in trained if p.ndim > 1 and not n.endswith(NOT_DECAYED)]
+    rest = [p for n, p in trained if p.ndim <= 1 or n.endswith(NOT_DECAYED)]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 

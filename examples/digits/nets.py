@@ -77,6 +77,7 @@ NETS = {
             {"embed_dim": 16, "depths": [2, 2, 6, 2], "num_heads": [1, 2, 4, 8], "num_classes": 10},
             epochs=20,
             learning_rate=2e-3,
+            teacher="deepmad",
         ),
         Net(
             "nvit",
