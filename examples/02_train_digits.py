@@ -49,7 +49,7 @@ def main() -> None:
         nets.save(module, chosen, options.out / chosen.weights.name)
         minutes = (time.perf_counter() - start) / 60
         print(
-            f"{name}: {nets.accuracy(module, scenes.held_out()):.2%} of held-out pictures, {minutes:.1f} min"
+            f"{name}: {nets.accuracy(module, scenes.held_out().at(chosen.size_px)):.2%} of held-out pictures, {minutes:.1f} min"
         )
 
 
@@ -68,7 +68,7 @@ def train(chosen: nets.Net, epochs: int, pictures: int, seed: int) -> nn.Module:
         for epoch in range(epochs):
             seen = hits = 0
             ease = max(0.0, 1 - epoch / (EASY_SHARE * epochs))
-            painted = scenes.render("train", pictures, 1000 * (seed + 1) + epoch, ease)
+            painted = scenes.render("train", pictures, 1000 * (seed + 1) + epoch, ease).at(chosen.size_px)
             for images, labels in batches(painted, chosen.batch):
                 logits, loss = lesson(images, labels, LABEL_SMOOTHING)
                 optimizer.zero_grad()
@@ -96,7 +96,7 @@ class Labelled(nn.Module):
 
 
 def batches(painted: scenes.Pictures, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images (B, 3, 224, 224) and labels (B,), in order."""
+    """Normalised images (B, 3, H, W) and labels (B,), in order."""
     for start in range(0, len(painted), batch):
         part = slice(start, start + batch)
         yield nets.inputs(painted.images[part]), torch.from_numpy(painted.labels[part])

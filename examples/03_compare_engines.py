@@ -49,7 +49,7 @@ def main() -> None:
 
 def compare(chosen: nets.Net, pictures: scenes.Pictures, engines: Sequence[str] = ENGINES) -> list[Agreement]:
     """Export `chosen`, and let torch and every engine answer for `pictures`."""
-    reference = nets.predictions(nets.trained(chosen.name), pictures)
+    reference = nets.predictions(nets.trained(chosen.name), pictures.at(chosen.size_px))
     answers: dict[str, npt.NDArray[np.int64]] = {REFERENCE: reference}
     with tempfile.TemporaryDirectory() as scratch:
         bundle = bundles.export(chosen, Path(scratch) / chosen.name)

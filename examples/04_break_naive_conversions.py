@@ -64,7 +64,7 @@ def main() -> None:
 
 def damages(chosen: nets.Net, pictures: scenes.Pictures) -> Iterator[Damage]:
     """Rows for the plain network and for both strengths of planted outliers."""
-    plain = nets.trained(chosen.name)
+    plain, pictures = nets.trained(chosen.name), pictures.at(chosen.size_px)
     for strength in (1.0, INT8_BREAKER, FLOAT16_BREAKER):
         module = plant(plain, strength)
         yield Damage(
@@ -105,21 +105,22 @@ def naive_int8_predictions(module: nn.Module, pictures: scenes.Pictures) -> npt.
     """(n,): what `module` answers after tensor-wide static quantisation of its exported graph."""
     with tempfile.TemporaryDirectory() as scratch:
         graph, quantised = Path(scratch) / "model.onnx", Path(scratch) / "model.int8.onnx"
-        exported = export_graph(module, (scenes.SIZE_PX, scenes.SIZE_PX))
+        side_px = pictures.images.shape[1]
+        exported = export_graph(module, (side_px, side_px))
         onnx.save(inline_local_functions(exported), graph)
-        quantize_naively(graph, quantised)
+        quantize_naively(graph, quantised, scenes.render("train", CALIBRATION_PICTURES, seed=1).at(side_px))
         session = onnxruntime.InferenceSession(quantised)
         parts = [session.run(None, {"image": images})[0] for images in batches(pictures)]
     return np.concatenate(parts).argmax(1)
 
 
-def quantize_naively(graph: Path, quantised: Path) -> None:
-    """Static int8 with Q/DQ nodes, calibrated on training pictures."""
+def quantize_naively(graph: Path, quantised: Path, pictures: scenes.Pictures) -> None:
+    """Static int8 with Q/DQ nodes, calibrated on `pictures`."""
     logging.disable(logging.WARNING)  # it recommends the very preparation that is left out here
     quantize_static(
         graph,
         quantised,
-        Calibration(scenes.render("train", CALIBRATION_PICTURES, seed=1)),
+        Calibration(pictures),
         quant_format=QuantFormat.QDQ,
         per_channel=False,
         activation_type=QuantType.QUInt8,
@@ -139,7 +140,7 @@ class Calibration(CalibrationDataReader):
 
 
 def batches(pictures: scenes.Pictures, batch: int = 16) -> Iterator[npt.NDArray[np.float32]]:
-    """Network inputs (batch, 3, 224, 224)."""
+    """Network inputs (batch, 3, H, W)."""
     for start in range(0, len(pictures), batch):
         yield nets.inputs(pictures.images[start : start + batch]).numpy()
 

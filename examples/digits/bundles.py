@@ -26,7 +26,7 @@ def export(chosen: nets.Net, out: Path, progress: Callable[[str], None] | None =
             out,
             labels=labels,
             config=chosen.config,
-            input_size_hw=(scenes.SIZE_PX, scenes.SIZE_PX),
+            input_size_hw=(chosen.size_px, chosen.size_px),
             mean_rgb=nets.MEAN_RGB,
             std_rgb=nets.STD_RGB,
             crop=1.0,  # the pictures are made at the network's size

@@ -37,13 +37,23 @@ _INK_CANDIDATES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Columns: `images` (n, 224, 224, 3) uint8 RGB; `labels` (n,) int64, indices into `LABELS`."""
+    """Columns: `images` (n, 224, 224, 3) uint8 RGB (other sizes after `at`); `labels` (n,) int64, indices into `LABELS`."""
 
     images: Pixels
     labels: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def at(self, size_px: int) -> Pictures:
+        """The pictures at another size, resampled as the bundles do it (Pillow's bicubic)."""
+        if size_px == self.images.shape[1]:
+            return self
+        resized = [
+            Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC)
+            for image in self.images
+        ]
+        return Pictures(np.stack([np.asarray(image) for image in resized]), self.labels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ def channel_ratios(module: nn.Module, images: Tensor) -> list[float]:
 @pytest.mark.parametrize("name", NAMES)
 def test_function_is_kept(name: str, strength: float) -> None:
     plain = nets.trained(name)
-    images = nets.inputs(scenes.held_out(4).images)
+    images = nets.inputs(scenes.held_out(4).at(nets.net(name).size_px).images)
     with torch.inference_mode():
         expected, actual = plain(images), plant(plain, strength)(images)
     # Powers of two scale floats exactly; what is left is the order of additions.
@@ -51,7 +51,7 @@ def test_function_is_kept(name: str, strength: float) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_outliers_are_there(name: str) -> None:
     plain = nets.trained(name)
-    images = nets.inputs(scenes.held_out(4).images)
+    images = nets.inputs(scenes.held_out(4).at(nets.net(name).size_px).images)
     before = sum(ratio >= OUTLIER for ratio in channel_ratios(plain, images))
     after = sum(ratio >= OUTLIER for ratio in channel_ratios(plant(plain, INT8_BREAKER), images))
     assert len(list(joints(plain))) >= 6
