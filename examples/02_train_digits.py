@@ -48,9 +48,8 @@ def main() -> None:
         module = train(chosen, options.epochs or chosen.epochs, options.pictures, options.seed)
         nets.save(module, chosen, options.out / chosen.weights.name)
         minutes = (time.perf_counter() - start) / 60
-        print(
-            f"{name}: {nets.accuracy(module, scenes.held_out().at(chosen.size_px)):.2%} of held-out pictures, {minutes:.1f} min"
-        )
+        right = nets.accuracy(module, scenes.held_out().at(chosen.size_px))
+        print(f"{name}: {right:.2%} of held-out pictures, {minutes:.1f} min")
 
 
 def train(chosen: nets.Net, epochs: int, pictures: int, seed: int) -> nn.Module:

@@ -37,7 +37,7 @@ _INK_CANDIDATES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Columns: `images` (n, 224, 224, 3) uint8 RGB (other sizes after `at`); `labels` (n,) int64, indices into `LABELS`."""
+    """Columns: `images` (n, 224, 224, 3) uint8 RGB, or as `at` made them; `labels` (n,) int64."""
 
     images: Pixels
     labels: npt.NDArray[np.int64]
