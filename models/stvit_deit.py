@@ -111,8 +111,10 @@ def stvit_deit(
         raise UsageError(
             "stvit_deit drops its image tokens half way: it has no feature maps; use stvit_r_swin"
         )
-    if img_size % PATCH or img_size < REGIONS * PATCH:
-        raise UsageError(f"img_size {img_size} must be a multiple of {PATCH}, at least {REGIONS * PATCH}")
+    if not isinstance(img_size, int) or img_size % PATCH or img_size < REGIONS * PATCH:
+        raise UsageError(
+            f"img_size {img_size} must be one number, a multiple of {PATCH}, at least {REGIONS * PATCH}"
+        )
     if depth <= FIRST_GENERATION + GENERATION or embed_dim % num_heads:
         raise UsageError(f"depth {depth} must exceed 6 and {num_heads} heads must divide {embed_dim}")
     state = checkpoint.state if checkpoint else None

@@ -224,8 +224,7 @@ def assemble(
 
 def window_and_shift(stage: int, index: int, img_size: int, window: int, features: bool) -> tuple[int, int]:
     """Window and shift of one block. The classifier clamps both to its grid, the backbone never does."""
-    grid = img_size // STRIDES[stage]
-    if not features and grid <= window:
+    if not features and (grid := img_size // STRIDES[stage]) <= window:
         return grid, 0
     return window, window // 2 if index % 2 else 0
 
@@ -241,6 +240,8 @@ def check_sizes(embed_dim: int, depths: Sequence[int], num_heads: Sequence[int])
 
 def check_image_size(img_size: int) -> None:
     """Raise UsageError unless a classifier can be built for `img_size` x `img_size` pixels."""
+    if not isinstance(img_size, int):
+        raise UsageError(f"img_size {img_size} must be one number: this classifier takes square pictures")
     if img_size % 32:
         raise UsageError(f"img_size {img_size} must be a multiple of 32; features=True takes any size")
 
@@ -283,7 +284,7 @@ def official_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = {k: v for k, v in (backbone or state).items() if not _RECOMPUTED.search(k)}
     if any(key.startswith("stages.") for key in state):
         return _from_mmdet(state)
-    if "head.fc.weight" in state or "layers.0.downsample.norm.weight" not in state:
+    if any(key.startswith(("head.fc.", "layers.3.downsample.")) for key in state):
         return _from_timm(state)
     return dict(state)
 

@@ -147,6 +147,7 @@ def test_classification_weights_in_a_backbone(caplog: pytest.LogCaptureFixture) 
         ({"depths": (2, 2, 8, 2)}, "multiple of 6"),
         ({"img_size": 384, "window_size": 12}, "key patches"),
         ({"img_size": 225}, "multiple of 32"),
+        ({"img_size": (224, 288)}, "square pictures"),
         ({"embed_dim": 100}, "heads do not divide"),
         ({"depths": (2, 2, 6)}, "four entries"),
     ],
@@ -154,6 +155,11 @@ def test_classification_weights_in_a_backbone(caplog: pytest.LogCaptureFixture) 
 def test_impossible_sizes(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create("stvit_r_swin_tiny", **config)
+
+
+def test_stvit_deit_takes_square_pictures() -> None:
+    with pytest.raises(UsageError, match="one number"):
+        create("stvit_deit_tiny", img_size=(224, 288))
 
 
 def test_window_8_at_256() -> None:

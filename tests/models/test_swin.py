@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saccade.engines.export import export_graph
+from saccade.errors import CheckpointError
 from saccade.models import create
 
 SMALL: dict[str, Any] = {
@@ -77,6 +78,20 @@ def test_classifier_equals_timm(layout: Any) -> None:
     model = create("swin_tiny", checkpoint=layout(reference.state_dict()), **SMALL)
     image = torch.randn(2, 3, 224, 224)
     torch.testing.assert_close(model(image), reference(image), rtol=1e-4, atol=2e-5)
+
+
+def test_a_missing_name_is_reported_alone() -> None:
+    state = create("swin_tiny", **SMALL).state_dict()
+    del state["layers.0.downsample.norm.weight"]
+    with pytest.raises(CheckpointError) as refusal:
+        create("swin_tiny", checkpoint=state, **SMALL)
+    assert "1 missing: layers.0.downsample.norm.weight" in str(refusal.value)
+    assert "unexpected" not in str(refusal.value)
+
+
+def test_backbone_ignores_the_size_of_the_classifier() -> None:
+    (finest, *_) = create("swin_tiny", features=True, img_size=(64, 96), **SMALL)(torch.zeros(1, 3, 64, 96))
+    assert finest.shape == (1, SMALL["embed_dim"], 16, 24)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (224, 448)])
