@@ -39,24 +39,27 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="fewer epochs than the recipe's, for a trial")
     parser.add_argument("--pictures", type=int, default=PICTURES_PER_EPOCH, help="pictures per epoch")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="weights to go on from, without the easy beginning")
     options = parser.parse_args()
     if not options.names and not options.all:
         parser.error("name a network, or give --all")
     for name in list(nets.NETS) if options.all else options.names:
         chosen = nets.net(name)
         start = time.perf_counter()
-        module = train(chosen, options.epochs or chosen.epochs, options.pictures, options.seed)
+        epochs = options.epochs or chosen.epochs
+        module = train(chosen, epochs, options.pictures, options.seed, options.start)
         nets.save(module, chosen, options.out / chosen.weights.name)
         minutes = (time.perf_counter() - start) / 60
         right = nets.accuracy(module, scenes.held_out().at(chosen.size_px))
         print(f"{name}: {right:.2%} of held-out pictures, {minutes:.1f} min")
 
 
-def train(chosen: nets.Net, epochs: int, pictures: int, seed: int) -> nn.Module:
+def train(chosen: nets.Net, epochs: int, pictures: int, seed: int, start: Path | None) -> nn.Module:
     """Return the trained network in eval mode."""
     torch.manual_seed(seed)
-    module = nets.create(chosen.model, **chosen.config).train()
-    initialise(module)
+    module = nets.create(chosen.model, checkpoint=start, **chosen.config).train()
+    if start is None:
+        initialise(module)
     lesson = Distillation(module, nets.trained(chosen.teacher)) if chosen.teacher else Labelled(module)
     groups = parameter_groups(lesson, chosen.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=chosen.learning_rate)
@@ -66,7 +69,7 @@ def train(chosen: nets.Net, epochs: int, pictures: int, seed: int) -> nn.Module:
         task = progress.add_task(chosen.name, total=steps)
         for epoch in range(epochs):
             seen = hits = 0
-            ease = max(0.0, 1 - epoch / (EASY_SHARE * epochs))
+            ease = max(0.0, 1 - epoch / (EASY_SHARE * epochs)) if start is None else 0.0
             painted = scenes.render("train", pictures, 1000 * (seed + 1) + epoch, ease).at(chosen.size_px)
             for images, labels in batches(painted, chosen.batch):
                 logits, loss = lesson(images, labels, LABEL_SMOOTHING)

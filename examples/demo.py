@@ -62,7 +62,7 @@ def compare_engines(chosen: nets.Net, bundle: Path, pictures: scenes.Pictures) -
     console.rule(f"[bold]{len(pictures)} pictures it has never seen")
     table = Table("", "right", "answers unlike torch", "ms a picture")
     start = time.perf_counter()
-    reference = nets.predictions(nets.trained(chosen.name), pictures)
+    reference = nets.predictions(nets.trained(chosen.name), pictures.at(chosen.size_px))
     table.add_row("PyTorch", *_row(reference, reference, pictures, start))
     scores: list[npt.NDArray[np.float32]] = []
     for engine, title in ENGINES.items():
