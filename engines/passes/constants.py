@@ -20,3 +20,8 @@ def static_size(value: ir.Value | None, axis: int) -> int | None:
         return None
     size = value.shape[axis]
     return size if isinstance(size, int) else None
+
+
+def axis_of(node: ir.Node) -> int:
+    """The attribute `axis`, as written; 0 where it is left out."""
+    return node.attributes["axis"].as_int() if "axis" in node.attributes else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from saccade.engines.passes.constants import constant, static_size
+from saccade.engines.passes.constants import axis_of, constant, static_size
 
 
 def drop_identity_gathers(model: ir.Model) -> int:
@@ -14,9 +14,8 @@ def drop_identity_gathers(model: ir.Model) -> int:
     for gather in list(model.graph):
         if gather.op_type != "Gather":
             continue
-        axis = gather.attributes["axis"].as_int() if "axis" in gather.attributes else 0
         table, index = gather.inputs[0], constant(gather.inputs[1])
-        size = static_size(table, axis)
+        size = static_size(table, axis_of(gather))
         if table is None or index is None or size is None or index.shape != (size,):
             continue
         if not gather.outputs[0].is_graph_output() and np.array_equal(index, np.arange(size)):

@@ -24,6 +24,8 @@ def share_window_bias(model: ir.Model) -> int:
         values = constant(bias)
         if logits is None or bias is None or values is None or values.ndim != 4:
             continue
+        if add.outputs[0].is_graph_output() or not _is_broadcast_into(logits, values.shape):
+            continue
         if not values.any():
             ir.convenience.replace_all_uses_with(add.outputs[0], logits)
             model.graph.remove(add, safe=True)
@@ -33,6 +35,13 @@ def share_window_bias(model: ir.Model) -> int:
             continue
         changed += 1
     return changed
+
+
+def _is_broadcast_into(logits: ir.Value, shape: tuple[int, ...]) -> bool:
+    """Whether `logits` surely keeps its shape when a constant of `shape` is added to it."""
+    if logits.shape is None or len(logits.shape) < len(shape):
+        return False
+    return all(size in (1, logits.shape[axis - len(shape)]) for axis, size in enumerate(shape))
 
 
 def _initializer(model: ir.Model, name: str, values: NDArray[Any]) -> ir.Value:

@@ -29,6 +29,11 @@ PAD_USED = """g (float[N, 4, 2] x) => (float[N, 3, 2] y)
     grid = Concat <axis = 1> (x, rows)
     y = Gather <axis = 1> (grid, index) }"""
 PAD_UNUSED = PAD_USED.replace("{0, 4, 2}", "{0, 3, 2}")
+PAD_NEGATIVE = PAD_USED.replace("{0, 4, 2}", "{0, -1, 2}")
+PAD_OTHER_AXIS = """g (float[N, 4, 3] x, float[N, 4, 1] row) => (float[N, 4, 3] y)
+  <int64[3] index = {0, 3, 2}>
+  { grid = Concat <axis = 2> (x, row)
+    y = Gather <axis = 2> (grid, index) }"""
 IDENTITY = """g (float[N, 3] x) => (float[N, 3] y) <int64[3] index = {0, 1, 2}>
   { gathered = Gather <axis = 1> (x, index)
     y = Relu (gathered) }"""
@@ -42,6 +47,10 @@ BIAS_EQUAL = """g (float[N, 2, 1, 1, 2] x) => (float[N, 2, 1, 1, 2] y)
     y = Softmax <axis = -1> (sum) }"""
 BIAS_ZERO = BIAS_EQUAL.replace("{1.0, 2.0, 1.0, 2.0}", "{0.0, 0.0, 0.0, 0.0}")
 BIAS_VARIED = BIAS_EQUAL.replace("{1.0, 2.0, 1.0, 2.0}", "{1.0, 2.0, 1.0, 3.0}")
+BIAS_WIDENS = BIAS_ZERO.replace("[N, 2, 1, 1, 2] x", "[N, 1, 1, 1, 2] x")
+BIAS_EQUAL_WIDENS = BIAS_EQUAL.replace("[N, 2, 1, 1, 2] x", "[N, 1, 1, 1, 2] x")
+BIAS_LAST = """g (float[N, 1, 1, 2] x) => (float[N, 1, 1, 2] y) <float[1, 1, 1, 2] bias = {0.0, 0.0}>
+  { y = Add (x, bias) }"""
 
 
 def _answer(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
@@ -54,18 +63,28 @@ def _answer(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
     [
         (drop_unused_pad_rows, PAD_UNUSED, 1),
         (drop_unused_pad_rows, PAD_USED, 0),
+        (drop_unused_pad_rows, PAD_NEGATIVE, 0),
+        (drop_unused_pad_rows, PAD_OTHER_AXIS, 0),
         (drop_identity_gathers, IDENTITY, 1),
         (drop_identity_gathers, REORDERED, 0),
         (drop_identity_gathers, PART, 0),
         (share_window_bias, BIAS_EQUAL, 1),
         (share_window_bias, BIAS_ZERO, 1),
         (share_window_bias, BIAS_VARIED, 0),
+        (share_window_bias, BIAS_WIDENS, 0),
+        (share_window_bias, BIAS_EQUAL_WIDENS, 0),
+        (share_window_bias, BIAS_LAST, 0),
     ],
 )
 def test_rewrite(rewrite: Callable[[ir.Model], int], text: str, changes: int) -> None:
     model = onnx.shape_inference.infer_shapes(parser.parse_model(HEADER + text))
-    dims = [d.dim_value or 3 for d in model.graph.input[0].type.tensor_type.shape.dim]
-    feeds = {"x": np.random.default_rng(0).standard_normal(dims, dtype=np.float32)}
+    rng = np.random.default_rng(0)
+    feeds = {
+        value.name: rng.standard_normal(
+            [d.dim_value or 3 for d in value.type.tensor_type.shape.dim], dtype=np.float32
+        )
+        for value in model.graph.input
+    }
     rewritten = ir.from_proto(model)
     assert rewrite(rewritten) == changes
     after = ir.to_proto(rewritten)
