@@ -99,6 +99,15 @@ def test_a_small_fault_fails(stvit: nn.Module, graph: onnx.ModelProto, tmp_path:
         verify.require_agreement(rows, "stvit")
 
 
+def test_every_batch_is_held_to_the_same_noise() -> None:
+    """One number from one picture may be exact by chance, which is no reason to ask that of an engine."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 1))
+    expected = verify.expectations(module, (32, 32), ("logits",))
+    assert len({each.noise_floors["logits"] for each in expected}) == 1
+    assert expected[0].noise_floors["logits"] > 0
+
+
 def test_not_a_number_never_agrees() -> None:
     row = verify.Comparison("g", "e", "logits", 1, float("nan"), 1e-6, 1e-5)
     assert not row.agrees
