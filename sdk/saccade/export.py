@@ -78,19 +78,24 @@ def export_bundle(
 
     say = progress or (lambda step: None)
     entry = zoo.entry(name)
-    _check_sources(entry.card, weights, random, labels, classes, class_matrix)
+    _check_sources(entry, weights, random, labels, classes, class_matrix)
+    sizes = _sizes(entry, dict(config or {}), num_classes, input_size_hw)
     preprocessing = _preprocessing(
-        entry.card.preprocessing, input_size_hw, mean_rgb, std_rgb, crop, interpolation
+        entry.card.preprocessing,
+        input_size_hw or _configured_size(sizes),
+        mean_rgb,
+        std_rgb,
+        crop,
+        interpolation,
     )
     size_hw = preprocessing.input_size_hw
-    sizes = _sizes(entry, dict(config or {}), num_classes, input_size_hw)
 
     say(f"building {name}")
     module = _module(name, weights, sizes) if weights else _random_module(name, sizes, size_hw)
     names = _read_labels(classes or labels)
     if classes or class_matrix:
-        module = _with_class_matrix(module, name, weights, names, class_matrix)
-    embeds = entry.card.task == "embedding" and not names and num_classes is None
+        module = _with_class_matrix(module, name, weights, names, class_matrix, sizes)
+    embeds = entry.card.task == "embedding" and not names and "num_classes" not in sizes
     output = "embeddings" if embeds else "logits"
 
     say("exporting the graph")
@@ -111,23 +116,24 @@ def export_bundle(
 
 
 def _check_sources(
-    card: Card,
+    entry: zoo.Entry,
     weights: Path | str | None,
     random: bool,
     labels: Path | None,
     classes: Path | None,
     class_matrix: Path | None,
 ) -> None:
-    name = card.name
+    name = entry.card.name
+    is_tower = "num_classes" not in _settings(entry)
     if (weights is None) != random:
         raise UsageError(f"give {name} either --weights FILE or --random, for a bundle without training")
-    if (classes or class_matrix) and card.family != "clip":
+    if (classes or class_matrix) and not is_tower:
         raise UsageError(f"{name} classifies by itself: --classes and --class-matrix are for CLIP towers")
     if classes and (class_matrix or labels or random):
         raise UsageError("--classes names and encodes the classes: leave --labels, --class-matrix, --random")
     if class_matrix and not labels:
         raise UsageError("--class-matrix needs --labels FILE to name its columns")
-    if labels and card.family == "clip" and not class_matrix:
+    if labels and is_tower and not class_matrix:
         raise UsageError(f"{name} has no classes of its own: give --classes FILE, or --class-matrix FILE too")
 
 
@@ -172,13 +178,27 @@ def _sizes(
     """Arguments for `create`: the user's, and the picture's size where the architecture depends on it."""
     if num_classes is not None:
         config["num_classes"] = num_classes
-    if input_size_hw is not None and "img_size" not in config:
-        module, function = entry.builder.split(":")
-        builder = getattr(importlib.import_module(module), function)
-        if "img_size" in inspect.signature(builder).parameters:
-            height, width = input_size_hw
-            config["img_size"] = height if height == width else input_size_hw
+    if input_size_hw is not None and "img_size" in _settings(entry):
+        height, width = input_size_hw
+        config["img_size"] = height if height == width else input_size_hw
     return config
+
+
+def _settings(entry: zoo.Entry) -> Mapping[str, Any]:
+    """What the model's builder takes, by name."""
+    module, function = entry.builder.split(":")
+    return inspect.signature(getattr(importlib.import_module(module), function)).parameters
+
+
+def _configured_size(sizes: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The picture's size where `config` states it."""
+    size = sizes.get("img_size")
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if size is None:
+        return None
+    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+        raise UsageError(f"img_size is {size!r} in the configuration: write 224 or [224, 288]")
+    return pair[0], pair[1]
 
 
 def _module(name: str, weights: Path | str, sizes: Mapping[str, Any]) -> nn.Module:
@@ -218,23 +238,31 @@ def _observe_maps(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
 
 
 def _with_class_matrix(
-    tower: nn.Module, name: str, weights: Path | str | None, names: Sequence[str], file: Path | None
+    tower: nn.Module,
+    name: str,
+    weights: Path | str | None,
+    names: Sequence[str],
+    file: Path | None,
+    sizes: Mapping[str, Any],
 ) -> nn.Module:
     import numpy as np
     import torch
 
     from saccade.models.clip import EmbeddingClassifier, class_matrix
+    from saccade.models.hub import fetch, is_address
 
     if file is None:
         assert weights is not None  # _check_sources
-        return EmbeddingClassifier(tower, class_matrix(name, weights, names)).eval()
+        source = fetch(str(weights), zoo.entry(name)) if is_address(str(weights)) else weights
+        quick_gelu = bool(sizes.get("quick_gelu"))  # both towers were trained with one or the other
+        return EmbeddingClassifier(tower, class_matrix(name, source, names, quick_gelu=quick_gelu)).eval()
     try:
-        matrix = np.load(file, allow_pickle=False)
+        matrix = np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} is not a .npy file of numbers: {error}") from error
     if matrix.ndim != 2 or matrix.shape[1] != len(names):
         raise UsageError(f"{file} has the shape {matrix.shape}, but there are {len(names)} labels")
-    return EmbeddingClassifier(tower, torch.from_numpy(matrix.astype(np.float32))).eval()
+    return EmbeddingClassifier(tower, torch.from_numpy(np.array(matrix, np.float32))).eval()
 
 
 def _read_labels(file: Path | None) -> tuple[str, ...]:
@@ -267,8 +295,8 @@ def _card(
         count = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         changes |= {"task": "classification", "labels": _labels(names, count)}
     headed = card.task == "embedding" and output == "logits"
-    if headed or not untouched:
-        counted = sum(parameter.numel() for parameter in module.parameters())
+    counted = sum(parameter.numel() for parameter in module.parameters())
+    if headed or not untouched or counted != card.parameters:  # the last: a head of the user's own
         changes |= {"top1": None, "multiply_accumulates": None, "parameters": counted}
     return dataclasses.replace(card, **changes)
 

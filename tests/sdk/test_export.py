@@ -110,6 +110,80 @@ def test_clip_tower_classifies_through_a_matrix(tmp_path: Path) -> None:
     )
 
 
+def test_published_figures_are_not_those_of_a_head_of_ones_own(tmp_path: Path) -> None:
+    """Nothing but the checkpoint says that there are three classes."""
+    torch.manual_seed(0)
+    model = create("deit_tiny", num_classes=3)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    card = export_bundle("deit_tiny", tmp_path / "w.safetensors", tmp_path / "out").card
+    assert card.labels == ("0", "1", "2")
+    assert (card.top1, card.multiply_accumulates) == (None, None)
+    assert card.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "in_config"), [("vit_base_patch16_clip_224", False), ("fastvit_mci0", True)]
+)
+def test_an_encoder_with_a_head_classifies(name: str, in_config: bool, tmp_path: Path) -> None:
+    narrow: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
+    config = narrow if name.startswith("vit") else {"layers": [1] * 4, "embed_dims": [16, 32, 64, 128]}
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    exported = export_bundle(
+        name,
+        None,
+        tmp_path / "out",
+        random=True,
+        labels=None if in_config else tmp_path / "labels.txt",
+        num_classes=None if in_config else 2,
+        config={**config, "num_classes": 2} if in_config else config,
+    )
+    assert exported.task == "classification"
+    assert exported.outputs[0].name == "logits"
+    assert exported.card.labels == (("0", "1") if in_config else ("cat", "dog"))
+    side = 64 if name.startswith("vit") else 256
+    assert exported.inputs[0].shape == ("batch", 3, side, side)
+
+
+def test_both_towers_take_quick_gelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from saccade.models import clip
+
+    seen: dict[str, Any] = {}
+
+    def matrix(name: str, source: Any, labels: Any, **options: Any) -> torch.Tensor:
+        seen.update(options)
+        return torch.nn.functional.normalize(torch.randn(512, len(labels)), dim=0)
+
+    monkeypatch.setattr(clip, "class_matrix", matrix)
+    config = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64, "quick_gelu": True}
+    torch.manual_seed(0)
+    save_file(create("clip_vit_b_16", **config).state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    export_bundle(
+        "clip_vit_b_16",
+        tmp_path / "w.safetensors",
+        tmp_path / "out",
+        config=config,
+        classes=tmp_path / "classes.txt",
+    )
+    assert seen["quick_gelu"] is True
+
+
+@pytest.mark.parametrize("content", [b"", b"not numbers", b"PK\x03\x04"])
+def test_a_class_matrix_that_is_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "matrix.npy").write_bytes(content)
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    with pytest.raises(UsageError, match=r"is not a \.npy file"):
+        export_bundle(
+            "mobileclip_s0",
+            None,
+            tmp_path / "out",
+            random=True,
+            config={"layers": [1] * 4, "embed_dims": [16, 32, 64, 128]},
+            labels=tmp_path / "labels.txt",
+            class_matrix=tmp_path / "matrix.npy",
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -121,6 +195,8 @@ def test_clip_tower_classifies_through_a_matrix(tmp_path: Path) -> None:
         ({"config": {**CONFIG, "widht": 3}}, "takes no widht"),
         ({"config": {**CONFIG, "depths": [2, 2, 7, 2]}}, "multiple of 6"),
         ({"input_size_hw": (200, 200)}, "multiple of 32"),
+        ({"input_size_hw": (224, 288)}, "square pictures"),
+        ({"config": {**CONFIG, "img_size": "224x224"}}, "write 224 or [224, 288]"),
     ],
 )
 def test_refused_arguments(options: dict[str, Any], message: str, weights: Path, tmp_path: Path) -> None:
