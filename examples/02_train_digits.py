@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=nets.WEIGHTS, help="folder for NAME.safetensors")
     parser.add_argument("--epochs", type=int, help="fewer epochs than the recipe's, for a trial")
     parser.add_argument("--pictures", type=int, default=PICTURES_PER_EPOCH, help="pictures per epoch")
+    parser.add_argument("--held-out", type=int, default=2000, help="pictures to measure accuracy on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="weights to go on from, without the easy beginning")
     options = parser.parse_args()
@@ -50,7 +51,7 @@ def main() -> None:
         module = train(chosen, epochs, options.pictures, options.seed, options.start)
         nets.save(module, chosen, options.out / chosen.weights.name)
         minutes = (time.perf_counter() - start) / 60
-        right = nets.accuracy(module, scenes.held_out().at(chosen.size_px))
+        right = nets.accuracy(module, scenes.held_out(options.held_out).at(chosen.size_px))
         print(f"{name}: {right:.2%} of held-out pictures, {minutes:.1f} min")
 
 

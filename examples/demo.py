@@ -105,8 +105,8 @@ def draw(chosen: nets.Net, pictures: scenes.Pictures, scores: npt.NDArray[np.flo
     right, framed = 1 - len(wrong) / len(pictures), len(set(wrong) & set(shown))
     subtitle = f"{chosen.title}: {right:.1%} of {len(pictures)} held-out pictures are right."
     footer = (
-        "scikit-learn's handwritten digits on its two photographs; these digits and these parts of the "
-        f"photographs took no part in training. Framed: {framed} of {len(wrong)} mistakes."
+        "scikit-learn's handwritten digits on its photographs (danielbuechele, vultilion; CC BY 2.0), both "
+        f"held out of training. Framed: {framed} of {len(wrong)} mistakes."
     )
     poster.draw(cells, "Digits it has never seen", subtitle, footer).save(file, optimize=True)
 

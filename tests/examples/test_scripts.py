@@ -33,7 +33,18 @@ def test_classify() -> None:
 
 
 def test_train(tmp_path: Path) -> None:
-    said = run("02_train_digits.py", "deepmad", "--epochs", "1", "--pictures", "32", "--out", str(tmp_path))
+    said = run(
+        "02_train_digits.py",
+        "deepmad",
+        "--epochs",
+        "1",
+        "--pictures",
+        "32",
+        "--held-out",
+        "40",
+        "--out",
+        str(tmp_path),
+    )
     assert "epoch 1/1" in said
     assert nets.stored_config(tmp_path / "deepmad.safetensors") == nets.net("deepmad").config
 
