@@ -109,9 +109,16 @@ def naive_int8_predictions(module: nn.Module, pictures: scenes.Pictures) -> npt.
         exported = export_graph(module, (side_px, side_px))
         onnx.save(inline_local_functions(exported), graph)
         quantize_naively(graph, quantised, scenes.render("train", CALIBRATION_PICTURES, seed=1).at(side_px))
-        session = onnxruntime.InferenceSession(quantised)
+        session = onnxruntime.InferenceSession(quantised, _quiet())
         parts = [session.run(None, {"image": images})[0] for images in batches(pictures)]
     return np.concatenate(parts).argmax(1)
+
+
+def _quiet() -> onnxruntime.SessionOptions:
+    """Without the warnings about initialisers that quantisation left behind."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return options
 
 
 def quantize_naively(graph: Path, quantised: Path, pictures: scenes.Pictures) -> None:
