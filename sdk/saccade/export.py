@@ -289,7 +289,7 @@ def _card(
     *,
     untouched: bool,
 ) -> Card:
-    """The zoo's card for this bundle. Published figures stay only where the model is the published one."""
+    """The zoo's card for this bundle. What was published stays only where the model is the published one."""
     changes: dict[str, Any] = {"preprocessing": preprocessing}
     if output == "logits":
         count = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
@@ -298,6 +298,7 @@ def _card(
     counted = sum(parameter.numel() for parameter in module.parameters())
     if headed or not untouched or counted != card.parameters:  # the last: a head of the user's own
         changes |= {"top1": None, "multiply_accumulates": None, "parameters": counted}
+        changes |= {"weights": "", "licence": "", "remark": ""}  # of the published weights, not of these
     return dataclasses.replace(card, **changes)
 
 

@@ -62,7 +62,8 @@ def test_manifest(bundle: Path) -> None:
     card = manifest["card"]
     assert card["labels"] == ["cat", "dog", "bird"]
     assert card["preprocessing"]["resize_hw"] == [248, 248]  # int(224 / 0.9)
-    assert card["top1"] is None  # the paper's accuracy is not this model's
+    # The paper's accuracy and the licence of its weights are not this model's.
+    assert (card["top1"], card["licence"], card["weights"], card["remark"]) == (None, "", "", "")
     assert manifest["untrained"] is False
     assert manifest["provenance"]["config"] == CONFIG
     report = json.loads((bundle / "verify.json").read_text())
