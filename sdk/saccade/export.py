@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -322,6 +321,7 @@ def _write_verified(
     graph: onnx.ModelProto, folder: Path, expected: Sequence[Expectation], name: str, say: Progress
 ) -> tuple[dict[str, Any], list[Comparison]]:
     """Write the graphs, run each in every installed engine that takes it, and compare."""
+    from saccade import bundle
     from saccade.engines import verify
     from saccade.engines.engine import open_engine
     from saccade.engines.graphs import write_graphs
@@ -343,7 +343,7 @@ def _write_verified(
         "comparisons": [row.to_json() for row in rows],
     }
     (folder / "verify.json").write_text(json.dumps(report, indent=1))
-    source_sha256 = hashlib.sha256((folder / "graphs" / "model.onnx").read_bytes()).hexdigest()
+    source_sha256 = bundle.sha256(written["source"].path)
     derived = {
         f"graphs/{file.path.name}": {"source_sha256": source_sha256, "passes": list(file.passes)}
         for variant, file in written.items()
