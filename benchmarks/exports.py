@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from saccade import bundle
-from saccade.engines.engine import TensorSpec, open_engine
+from saccade.engines.conformance import read_sample
+from saccade.engines.engine import open_engine
 from saccade.errors import SaccadeError
 from saccade.models import zoo
 
@@ -91,18 +92,13 @@ def _export(name: str, out: Path, config: Mapping[str, Any] | None) -> Export:
 
 def measure_signal(path: Path) -> float:
     """Largest distance between the outputs of two pictures of noise, in tolerances of the bundle's sample."""
-    opened = bundle.read(path, check=False)
-    with np.load(path / "conformance.npz", allow_pickle=False) as sample:
-        shape = (2, *sample["input:image"].shape[1:])
-        tolerances = {name: float(sample[f"tolerance:{name}"]) for name in _names(opened.outputs)}
-    pictures = np.random.default_rng(0).standard_normal(shape, np.float32)
-    with open_engine(opened.graphs, "onnxruntime") as engine:
+    graph = bundle.read(path, check=False).graphs["model"]
+    assert graph.sample is not None  # export writes one
+    sample = read_sample(graph.sample)
+    pictures = np.random.default_rng(0).standard_normal((2, *sample.inputs["image"].shape[1:]), np.float32)
+    with open_engine(graph.files, "onnxruntime") as engine:
         outputs = engine.run({"image": pictures})
-    return max(float(np.ptp(outputs[name], axis=0).max()) / tolerances[name] for name in tolerances)
-
-
-def _names(specs: Sequence[TensorSpec]) -> list[str]:
-    return [spec.name for spec in specs]
+    return max(float(np.ptp(outputs[name], axis=0).max()) / each for name, each in sample.tolerances.items())
 
 
 def _peak_mib() -> int:

@@ -15,12 +15,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 from torch import nn
 
+from saccade.engines.inputs import Input
 from saccade.errors import ExportError
 from saccade.models.operators import DOMAIN, OPERATORS, OPSET, VERSION
 
@@ -30,45 +32,42 @@ FOLD_LIMIT = 1 << 28  # elements; constants are folded whatever their size
 
 def export_graph(
     module: nn.Module,
-    size_hw: tuple[int, int],
+    inputs: Sequence[Input],
     *,
     outputs: Sequence[str] = ("logits",),
-    dynamic_size: bool = False,
     name: str = "saccade",
 ) -> onnx.ModelProto:
-    """Export `module`: image (batch, 3, height, width) float32 -> `outputs`, in their order.
+    """Export `module`, called with `inputs` in their order, giving `outputs` in theirs.
 
-    size_hw: size of the traced picture, and the only one the graph takes unless `dynamic_size`.
-    Raises ExportError with the exporter's reason.
+    Traced at a batch of two, at the inputs' own sizes. Raises ExportError with the exporter's reason.
     """
-    dims = {0: torch.export.Dim.DYNAMIC}
-    if dynamic_size:
-        dims |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    sample = torch.zeros(2, 3, *size_hw)
+    rng = np.random.default_rng(0)
+    samples = tuple(torch.from_numpy(each.sample(rng, 2)) for each in inputs)
     try:
         with _quiet():
             program = torch.onnx.export(
                 module,
-                (sample,),
+                samples,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["image"],
+                input_names=[each.name for each in inputs],
                 output_names=list(outputs),
-                dynamic_shapes=(dims,),
+                dynamic_shapes=tuple(dict.fromkeys(each.free(), torch.export.Dim.DYNAMIC) for each in inputs),
                 optimize=True,
                 verbose=False,
             )
     except Exception as error:  # the exporter's own errors have no common root
         reason = str(error).strip().splitlines()
         raise ExportError(
-            f"{name} at {size_hw[0]}x{size_hw[1]} could not be exported: {reason[0] if reason else error!r}"
+            f"{name} could not be exported with inputs {[tuple(each.shape) for each in samples]}: "
+            f"{reason[0] if reason else repr(error)}"
         ) from error
     if program is None:
         raise ExportError(f"{name} could not be exported: the exporter returned nothing")
     fold_constants(program.model)
     _name_nodes(program.model)
     model = ir.to_proto(program.model)
-    _name_dimensions(model, dynamic_size)
+    _name_dimensions(model, inputs)
     return _finished(model, name)
 
 
@@ -112,14 +111,15 @@ def _name_nodes(model: ir.Model) -> None:
         node.name = label if seen[label] == 1 else f"{label}_{seen[label]}"
 
 
-def _name_dimensions(model: onnx.ModelProto, dynamic_size: bool) -> None:
-    """Call the free dimensions of the input by their names, also in what is computed from them."""
-    (image,) = model.graph.input
-    free = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
-    dims = image.type.tensor_type.shape.dim
-    names = {dims[axis].dim_param: label for axis, label in free.items()}
+def _name_dimensions(model: onnx.ModelProto, inputs: Sequence[Input]) -> None:
+    """Call the free dimensions of the inputs by their names, also in what is computed from them."""
+    names = {
+        value.type.tensor_type.shape.dim[axis].dim_param: label
+        for value, given in zip(model.graph.input, inputs, strict=True)
+        for axis, label in given.free().items()
+    }
     symbols = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in names))
-    for value in (image, *model.graph.output, *model.graph.value_info):
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_param = symbols.sub(lambda match: names[match[0]], dim.dim_param)

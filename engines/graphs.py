@@ -29,17 +29,21 @@ class GraphFile:
     passes: tuple[str, ...] = ()
 
 
-def write_graphs(source: onnx.ModelProto, folder: Path) -> dict[str, GraphFile]:
-    """Write `source` and the graphs derived from it into `folder`, by variant.
+def write_graphs(sources: Mapping[str, onnx.ModelProto], folder: Path) -> dict[str, dict[str, GraphFile]]:
+    """Write each source, by name, and what is derived from it into `folder`: files by name and variant.
 
     "source" is always there; "inlined" only where the source has local functions.
     """
     with (folder / WEIGHTS).open("wb") as file:
         pool = _Pool(file)
-        files = {"source": GraphFile(pool.save(source, folder / "model.onnx"))}
-        if source.functions:
-            path = pool.save(inline.inline(source), folder / "model.inlined.onnx")
-            files["inlined"] = GraphFile(path, inline.NAMES)
+        return {name: _write(pool, source, folder, name) for name, source in sources.items()}
+
+
+def _write(pool: _Pool, source: onnx.ModelProto, folder: Path, name: str) -> dict[str, GraphFile]:
+    files = {"source": GraphFile(pool.save(source, folder / f"{name}.onnx"))}
+    if source.functions:
+        path = pool.save(inline.inline(source), folder / f"{name}.inlined.onnx")
+        files["inlined"] = GraphFile(path, inline.NAMES)
     return files
 
 

@@ -7,7 +7,7 @@ floor of the arithmetic; an engine may be `MARGIN` times as far, since it may su
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from saccade.engines.engine import Engine
+from saccade.engines.inputs import Input
 from saccade.errors import ExportError
-
-Array = NDArray[np.float32]
 
 BATCHES = (1, 2, 5)
 MARGIN = 10.0
@@ -52,9 +51,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a module answers to one input: outputs in float64 rounded to float32, and tolerances by output."""
+    """What a module answers to `feeds`: outputs in float64 rounded to float32, and tolerances by output."""
 
-    image: Array
+    feeds: Mapping[str, NDArray[Any]]
     outputs: Mapping[str, NDArray[np.float64]]
     noise_floors: Mapping[str, float]
 
@@ -65,14 +64,14 @@ class Expectation:
 
 
 def expectations(
-    module: nn.Module, size_hw: tuple[int, int], outputs: Sequence[str], *, batches: Sequence[int] = BATCHES
+    module: nn.Module, inputs: Sequence[Input], outputs: Sequence[str], *, batches: Sequence[int] = BATCHES
 ) -> list[Expectation]:
-    """Run `module` on fresh standard-normal pictures in float32 and float64, once per batch size."""
+    """Run `module` on fresh values for `inputs` in float32 and float64, once per batch size."""
     # The round trip through train() drops what timm caches in the dtype of an earlier run.
     exact = copy.deepcopy(module).double().train().eval()
     rng = np.random.default_rng()
-    pictures = [_picture(rng, (batch, 3, *size_hw)) for batch in batches]
-    expected = [_expectation(module, exact, picture, outputs) for picture in pictures]
+    drawn = [{each.name: each.sample(rng, batch) for each in inputs} for batch in batches]
+    expected = [_expectation(module, exact, feeds, outputs) for feeds in drawn]
     # One picture and a head of two classes are two numbers, which may be exact by chance: pool the floors.
     floors = {name: max(each.noise_floors[name] for each in expected) for name in outputs}
     return [replace(each, noise_floors=floors) for each in expected]
@@ -97,14 +96,14 @@ def compare(
     """Run `engine` on the inputs of `expected` and measure every output."""
     rows = []
     for expectation in expected:
-        actual = engine.run({"image": expectation.image})
+        actual = engine.run(expectation.feeds)
         for output, values in expectation.outputs.items():
             rows.append(
                 Comparison(
                     graph=graph,
                     engine=engine_name,
                     output=output,
-                    batch=len(expectation.image),
+                    batch=len(values),
                     difference=float(np.abs(actual[output].astype(np.float64) - values).max()),
                     noise_floor=expectation.noise_floors[output],
                     tolerance=expectation.tolerance(output),
@@ -126,8 +125,8 @@ def require_agreement(rows: Sequence[Comparison], name: str) -> None:
 
 
 def write_conformance(expected: Expectation, path: Path) -> None:
-    """Store one input with its outputs and tolerances, for any host to re-check later."""
-    arrays: dict[str, NDArray[Any]] = {"input:image": expected.image}
+    """Store one set of inputs with its outputs and tolerances, for any host to re-check later."""
+    arrays = {f"input:{name}": values for name, values in expected.feeds.items()}
     for output, values in expected.outputs.items():
         arrays[f"output:{output}"] = values.astype(np.float32)
         # Other hosts may use other instructions, so they get the wider of the two usual bounds.
@@ -136,22 +135,20 @@ def write_conformance(expected: Expectation, path: Path) -> None:
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
-def _picture(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Standard normal, on a grid of sixteenths: it compresses well and any format holds it exactly."""
-    return np.round(rng.standard_normal(shape) * 16).astype(np.float32) / np.float32(16)
-
-
-def _expectation(module: nn.Module, exact: nn.Module, image: Array, outputs: Sequence[str]) -> Expectation:
-    rounded = _run(module, torch.from_numpy(image), outputs)
-    precise = _run(exact, torch.from_numpy(image).double(), outputs)
+def _expectation(
+    module: nn.Module, exact: nn.Module, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+) -> Expectation:
+    tensors = [torch.from_numpy(values) for values in feeds.values()]
+    rounded = _run(module, tensors, outputs)
+    precise = _run(exact, [each.double() if each.is_floating_point() else each for each in tensors], outputs)
     floors = {name: float(np.abs(rounded[name] - precise[name]).max()) for name in outputs}
-    return Expectation(image, precise, floors)
+    return Expectation(feeds, precise, floors)
 
 
 def _run(
-    module: Callable[[torch.Tensor], Any], image: torch.Tensor, outputs: Sequence[str]
+    module: nn.Module, tensors: Sequence[torch.Tensor], outputs: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
     with torch.inference_mode():
-        result = module(image)
+        result = module(*tensors)
     values = result if isinstance(result, tuple | list) else (result,)
     return {name: value.double().numpy() for name, value in zip(outputs, values, strict=True)}

@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_map
 from digits import nets, scenes
 from digits.planted_outliers import FLOAT16_BREAKER, INT8_BREAKER, plant
 from saccade.engines.export import export_graph
+from saccade.engines.inputs import picture
 
 CALIBRATION_PICTURES = 64
 
@@ -106,7 +107,7 @@ def naive_int8_predictions(module: nn.Module, pictures: scenes.Pictures) -> npt.
     with tempfile.TemporaryDirectory() as scratch:
         graph, quantised = Path(scratch) / "model.onnx", Path(scratch) / "model.int8.onnx"
         side_px = pictures.images.shape[1]
-        exported = export_graph(module, (side_px, side_px))
+        exported = export_graph(module, [picture((side_px, side_px))])
         onnx.save(inline_local_functions(exported), graph)
         quantize_naively(graph, quantised, scenes.render("train", CALIBRATION_PICTURES, seed=1).at(side_px))
         session = onnxruntime.InferenceSession(quantised, _quiet())

@@ -26,6 +26,7 @@ SACCADE = [
     "ExportError",
     "InputError",
     "MissingDependency",
+    "Predictor",
     "SaccadeError",
     "UsageError",
     "draw",
@@ -35,8 +36,8 @@ SACCADE = [
 MODULES = {
     "saccade.bundle": {"Bundle", "SCHEMA", "read", "resolve", "write"},
     "saccade.engines.engine": {"Engine", "EngineOptions", "TensorSpec", "open_engine", "resolve_engine"},
-    "saccade.evaluation": {"Accuracy", "evaluate"},
-    "saccade.export": {"export_bundle"},
+    "saccade.evaluation": {"Report", "Table", "evaluate"},
+    "saccade.export": {"Options", "export_bundle"},
     "saccade.models": {"create"},
     "saccade.models.card": {"Card", "Preprocessing"},
     "saccade.models.zoo": {"ENTRIES", "entry", "names"},

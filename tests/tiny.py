@@ -93,9 +93,14 @@ def write_bundle(
             "name": card.name,
             "task": card.task,
             "card": card.to_json(),
-            "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 32, 32]}],
-            "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
-            "graphs": {variant: f"graphs/{path.name}" for variant, path in graphs.items()},
+            "graphs": {
+                "model": {
+                    "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 32, 32]}],
+                    "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
+                    "files": {variant: f"graphs/{path.name}" for variant, path in graphs.items()},
+                    "sample": "conformance.npz" if (folder / "conformance.npz").exists() else None,
+                }
+            },
             "derived": {},
             "untrained": untrained,
             "provenance": {"created": "2026-01-01T00:00:00+00:00"},

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from saccade.loading import load
     from saccade.models.card import Card
     from saccade.predictors.classification import Classifier
-    from saccade.results import Classification
+    from saccade.predictors.predictor import Predictor
+    from saccade.results.classification import Classification
 
 __all__ = [
     "BundleError",
@@ -45,6 +46,7 @@ __all__ = [
     "ExportError",
     "InputError",
     "MissingDependency",
+    "Predictor",
     "SaccadeError",
     "UsageError",
     "draw",
@@ -53,10 +55,11 @@ __all__ = [
 
 _HOME = {
     "Card": "saccade.models.card",
-    "Classification": "saccade.results",
+    "Classification": "saccade.results.classification",
     "Classifier": "saccade.predictors.classification",
     "draw": "saccade.drawing",
     "load": "saccade.loading",
+    "Predictor": "saccade.predictors.predictor",
 }
 
 

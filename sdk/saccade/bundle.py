@@ -1,9 +1,9 @@
 """A bundle: one folder with graphs, weights, card, and the evidence that they belong together.
 
-    bundle.json         schema, name, task, card, tensors, graphs, every file's sha256 and size, provenance
-    graphs/             source graph and derived ones over one weights.bin
+    bundle.json         schema, name, task, card, graphs, every file's sha256 and size, provenance
+    graphs/             source graphs and derived ones over one weights.bin
     verify.json         what was compared at export
-    conformance.npz     the sample that `load(..., prove=True)` repeats
+    conformance.npz     the sample that `load(..., prove=True)` repeats (conformance.NAME.npz: one per graph)
 
 Reading executes nothing of ours: JSON, ONNX, and arrays without pickles. sha256 detects corruption; it
 proves no origin.
@@ -26,7 +26,7 @@ from saccade.engines.engine import TensorSpec
 from saccade.errors import BundleError, ExportError, UsageError
 from saccade.models.card import Card
 
-SCHEMA = 1
+SCHEMA = 2  # 2: graphs have names
 MANIFEST = "bundle.json"
 MANIFEST_LIMIT = 16 * 2**20  # bytes; 21,841 labels take 0.5 MB
 CHUNK = 2**20
@@ -34,16 +34,24 @@ _HASHING_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph of a bundle. files: by variant; sample: what it gave for some inputs, where that is there."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: Mapping[str, Path]
+    sample: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
-    """What bundle.json says, with the paths of the graphs resolved. `graphs` maps a variant to its file."""
+    """What bundle.json says, with paths resolved. graphs: "model" alone, or "image" and "text"."""
 
     path: Path
     name: str
     task: str
     card: Card
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    graphs: Mapping[str, Path]
+    graphs: Mapping[str, Graph]
     files: Mapping[str, Mapping[str, Any]]
     derived: Mapping[str, Any]
     untrained: bool
@@ -206,8 +214,6 @@ def _parse(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
             name=_text(manifest["name"]),
             task=_text(manifest["task"]),
             card=Card.from_json(manifest["card"]),
-            inputs=_specs(manifest["inputs"]),
-            outputs=_specs(manifest["outputs"]),
             graphs=_graphs(folder, manifest),
             files={name: _file(entry) for name, entry in manifest["files"].items()},
             derived=dict(manifest.get("derived", {})),
@@ -234,11 +240,31 @@ def _file(entry: Any) -> dict[str, Any]:
     return {"sha256": entry["sha256"], "bytes": entry["bytes"]}
 
 
-def _graphs(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Path]:
-    graphs = dict(manifest["graphs"])
-    if "source" not in graphs or not set(graphs.values()) <= set(manifest["files"]):
-        raise ValueError(f"graphs {graphs}: one is called source, and each is among the files")
-    return {variant: folder / name for variant, name in graphs.items()}
+def _graphs(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Graph]:
+    entries = manifest["graphs"] if manifest["schema"] > 1 else {"model": _schema_1_graph(manifest)}
+    graphs = {_text(name): _graph(folder, entry, set(manifest["files"])) for name, entry in entries.items()}
+    if not graphs:
+        raise ValueError("there are no graphs")
+    return graphs
+
+
+def _graph(folder: Path, entry: Mapping[str, Any], listed: set[str]) -> Graph:
+    files, sample = dict(entry["files"]), entry.get("sample")
+    if "source" not in files or not {*files.values(), *([sample] if sample else [])} <= listed:
+        raise ValueError(f"graph {entry}: one file is called source, and each is among the files")
+    return Graph(
+        _specs(entry["inputs"]),
+        _specs(entry["outputs"]),
+        {variant: folder / name for variant, name in files.items()},
+        folder / sample if sample else None,
+    )
+
+
+def _schema_1_graph(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The one graph of a bundle of schema 1, as schema 2 writes it."""
+    sample = "conformance.npz" if "conformance.npz" in manifest["files"] else None
+    tensors = {key: manifest[key] for key in ("inputs", "outputs")}
+    return {**tensors, "files": manifest["graphs"], "sample": sample}
 
 
 def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from saccade.terminal import counting, err, new_table, out, print_json, scaled, 
 
 if TYPE_CHECKING:
     from saccade.doctor import Part
-    from saccade.results import Classification
+    from saccade.results import Result
 
 app = typer.Typer(
     name="saccade",
@@ -193,14 +193,14 @@ def verify(
         print_json(verification.to_json())
     else:
         out.print(f"{verification.name}: {verification.files} files have the sha256 they were written with")
-        table = new_table("engine", "output", "largest difference>", "tolerance>", "same top-1", "verdict")
+        table = new_table("engine", "graph", "output", "largest difference>", "tolerance>", "verdict")
         for row in verification.comparisons:
             table.add_row(
                 row.engine,
+                row.graph,
                 row.output,
                 f"{row.max_abs_difference:.3g}",
                 f"{row.tolerance:.3g}",
-                f"{row.same_top1} of {row.pictures}",
                 "[green]agrees[/green]" if row.agrees else "[bold red]differs[/bold red]",
             )
         out.print(table)
@@ -223,23 +223,23 @@ def predict(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify pictures.
+    """Predict for pictures: classes, objects, maps, whatever the bundle is made for.
 
     Example: saccade predict my_bundle street.jpg holiday/ --top 3 --out drawn
     """
     import saccade
 
-    with saccade.load(bundle, engine=engine, device=device, threads=threads) as classify:
-        table = new_table("picture", "answers")
+    with saccade.load(bundle, engine=engine, device=device, threads=threads) as predictor:
+        table = new_table("picture", "result")
         pictures = _pictures(images)
-        results = classify.stream(list(pictures))
+        results = predictor.stream(list(pictures))
         for (path, name), (_, result) in zip(pictures.items(), results, strict=True):
-            answers = result.top(top)
             if as_json:
-                print(json.dumps({"picture": str(path), **answers.to_json()}), flush=True)
+                print(json.dumps({"picture": str(path), **result.to_json(top)}), flush=True)
             else:
-                shown = "   ".join(f"{answer.label} {answer.score:.3f}" for answer in answers)
-                table.add_row(escape(str(path)), f"{escape(shown)}{_untrained(answers.untrained)}")
+                table.add_row(
+                    escape(str(path)), f"{escape(result.summary(top))}{_untrained(result.untrained)}"
+                )
             if draw_into is not None:
                 _write_drawing(path, result, top, draw_into / f"{name}.png")
     if not as_json:
@@ -258,25 +258,23 @@ def evaluate(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure top-1 and top-5 accuracy on a labelled folder."""
+    """Measure accuracy on labelled data: for a classifier, top-1 and top-5 over folders named by class."""
     import saccade
     from saccade.evaluation import evaluate as measure
 
     with (
-        saccade.load(bundle, engine=engine, device=device, threads=threads) as classify,
+        saccade.load(bundle, engine=engine, device=device, threads=threads) as predictor,
         counting("evaluating") as advance,
     ):
-        accuracy = measure(classify, data, batch=batch, progress=advance)
+        report = measure(predictor, data, batch=batch, progress=advance)
     if as_json:
-        return print_json(accuracy.to_json())
-    table = new_table("class", "pictures>", "top-1, %>")
-    for row in accuracy.classes:
-        table.add_row(escape(row.label), str(row.pictures), f"{100 * row.correct / row.pictures:.1f}")
+        return print_json(report.to_json())
+    shown = report.table()
+    table = new_table(*shown.heading)
+    for row in shown.rows:
+        table.add_row(*map(escape, row))
     out.print(table)
-    out.print(
-        f"{accuracy.pictures} pictures: top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %",
-        highlight=False,
-    )
+    out.print(shown.closing, highlight=False)
 
 
 @app.command()
@@ -369,7 +367,7 @@ def _pictures(images: Sequence[Path]) -> dict[Path, Path]:
     return found
 
 
-def _write_drawing(path: Path, result: Classification, top: int, target: Path) -> None:
+def _write_drawing(path: Path, result: Result, top: int, target: Path) -> None:
     """The picture with its answers on it. A file that is there already is never written over."""
     import saccade
 

@@ -71,7 +71,11 @@ def inspect(name_or_path: str | Path) -> Inspection:
         untrained=bundle.untrained,
         provenance=bundle.provenance,
         files={name: entry["bytes"] for name, entry in bundle.files.items()},
-        graphs=tuple(_graph(variant, path, bundle.path) for variant, path in bundle.graphs.items()),
+        graphs=tuple(
+            _graph(variant, path, bundle.path)
+            for graph in bundle.graphs.values()
+            for variant, path in graph.files.items()
+        ),
     )
 
 

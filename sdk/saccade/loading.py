@@ -10,17 +10,16 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from saccade import bundle as bundles
+from saccade.engines.conformance import read_sample
 from saccade.engines.engine import Engine, EngineOptions, open_engine, resolve_engine
 from saccade.errors import BundleError, UsageError
 from saccade.models.card import Card
 
 if TYPE_CHECKING:
-    from saccade.predictors.classification import Classifier
+    from saccade.predictors.predictor import Predictor
 
 __all__ = ["load"]
 
@@ -41,7 +40,7 @@ def load(
     memory_limit_mib: int | None = None,
     card: Card | str | os.PathLike[str] | None = None,
     check: bool = True,
-) -> Classifier:
+) -> Predictor[Any]:
     """A predictor from a bundle, or from an ONNX file.
 
     name_or_path: a bundle's folder or .zip; the name of one in $SACCADE_HOME or of a shipped demo; or a file
@@ -68,11 +67,11 @@ def load(
 
 def _load_graph(
     path: Path, engine_name: str, options: EngineOptions, card: Card | str | os.PathLike[str] | None
-) -> Classifier:
+) -> Predictor[Any]:
     if not path.is_file():
         raise UsageError(f"{path} does not exist")
     read = card if isinstance(card, Card) else _read_card(path, card)
-    return _predictor(open_engine({"source": path}, engine_name, options), read, engine_name)
+    return _predictor({"model": open_engine({"source": path}, engine_name, options)}, read, engine_name)
 
 
 def _read_card(graph: Path, card: str | os.PathLike[str] | None) -> Card:
@@ -96,7 +95,7 @@ def _read_card(graph: Path, card: str | os.PathLike[str] | None) -> Card:
 
 def _load_bundle(
     path: Path, engine_name: str, options: EngineOptions, *, check: bool, prove: bool
-) -> Classifier:
+) -> Predictor[Any]:
     """Weights are hashed while the engine opens; nothing is returned, or run, before the sums are right."""
     bundle = bundles.read(path, check=False)
     _predictor_class(bundle.task, bundle.name)
@@ -107,12 +106,16 @@ def _load_bundle(
     hashing = _Background(lambda: bundles.verify_files(bundle, large if check else ()))
     with contextlib.ExitStack() as opened:
         try:
-            engine = opened.enter_context(open_engine(bundle.graphs, engine_name, options))
+            engines = {
+                name: opened.enter_context(open_engine(graph.files, engine_name, options))
+                for name, graph in bundle.graphs.items()
+            }
         finally:
             hashing.join()  # a changed file explains best why an engine refused it
-        predictor = _predictor(engine, bundle.card, engine_name, untrained=bundle.untrained)
+        predictor = _predictor(engines, bundle.card, engine_name, untrained=bundle.untrained)
         if prove:
-            _prove(bundle, engine, engine_name)
+            for name, engine in engines.items():
+                _prove(bundle, name, engine, engine_name)
         opened.pop_all()
     logger.info("%s runs on %s (%s)", bundle.name, engine_name, options.device)
     if bundle.untrained:
@@ -120,37 +123,34 @@ def _load_bundle(
     return predictor
 
 
-def _predictor(engine: Engine, card: Card, engine_name: str, *, untrained: bool = False) -> Classifier:
-    return _predictor_class(card.task, card.name)(engine, card, engine_name=engine_name, untrained=untrained)
+def _predictor(
+    engines: Mapping[str, Engine], card: Card, engine_name: str, *, untrained: bool = False
+) -> Predictor[Any]:
+    predictor = _predictor_class(card.task, card.name)
+    return predictor(engines, card, engine_name=engine_name, untrained=untrained)
 
 
-def _predictor_class(task: str, name: str) -> type[Classifier]:
+def _predictor_class(task: str, name: str) -> type[Predictor[Any]]:
     if task not in PREDICTORS:
         hint = ": export it again with --classes FILE, to classify" if task == "embedding" else ""
         raise UsageError(f"{name} is made for {task}; there are predictors for {', '.join(PREDICTORS)}{hint}")
     module, cls = PREDICTORS[task].split(":")
-    predictor: type[Classifier] = getattr(importlib.import_module(module), cls)
+    predictor: type[Predictor[Any]] = getattr(importlib.import_module(module), cls)
     return predictor
 
 
-def _prove(bundle: bundles.Bundle, engine: Engine, engine_name: str) -> None:
-    """Repeat the bundle's sample; BundleError names the output that differs."""
-    name = "conformance.npz"
-    if name not in bundle.files:
-        raise BundleError(f"{bundle.path} has no {name} to prove itself with: export it again")
-    try:
-        with np.load(bundle.path / name, allow_pickle=False) as sample:
-            arrays = {key: sample[key] for key in sample.files}
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{bundle.path / name} cannot be read: {error}") from error
-    actual = engine.run({key[6:]: array for key, array in arrays.items() if key.startswith("input:")})
-    for output, values in actual.items():
-        expected, tolerance = arrays[f"output:{output}"], float(arrays[f"tolerance:{output}"])
-        difference = float(np.abs(values - expected).max())
-        if not difference <= tolerance:  # NaN differs
+def _prove(bundle: bundles.Bundle, name: str, engine: Engine, engine_name: str) -> None:
+    """Repeat the sample of the graph `name`; BundleError names the output that differs."""
+    path = bundle.graphs[name].sample
+    if path is None:
+        raise BundleError(f"{bundle.path} has no conformance.npz to prove itself with: export it again")
+    sample = read_sample(path)
+    for row in sample.differences(engine.run(sample.inputs)):
+        if not row.agrees:
             raise BundleError(
-                f"{bundle.name} on {engine_name} does not give what it gave when it was exported: {output!r} "
-                f"differs by {difference:.3g}, tolerance {tolerance:.3g}. Try another engine, or export again"
+                f"{bundle.name} on {engine_name} does not give what it gave when it was exported: "
+                f"{row.output!r} differs by {row.largest:.3g}, tolerance {row.tolerance:.3g}. "
+                "Try another engine, or export again"
             )
 
 

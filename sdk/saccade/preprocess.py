@@ -8,7 +8,7 @@ they are a table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -23,27 +23,43 @@ from saccade.pictures import Picture, RgbArray, decode
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["crop", "preprocess", "resized_size"]
+__all__ = ["Batch", "batches", "crop", "resized_size"]
 
 # A resized picture with more pixels than this is never made whole (its sides are as 256 to 1 and more).
 _WHOLE_LIMIT = 2**24
 
 
-def preprocess(pictures: Sequence[Picture], card: Preprocessing) -> NDArray[np.float32]:
-    """The batch (N, 3, H, W) of `pictures`, contiguous.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures of one size, ready for the graph, and what undoes the way there.
 
-    Where the card crops, H and W are its `input_size_hw`. With ``fit`` they are those of the largest resized
-    picture, rounded up to `pad_multiple`; the others are padded right and below with zeros (after the
-    normalisation). Raises InputError naming the picture that cannot be used.
+    image: (N, 3, H, W) float32, contiguous. places: where each stood among the pictures that were given.
+    originals_hw, resized_hw: (height, width) of each before and after resizing, without crop or padding.
     """
+
+    image: NDArray[np.float32]
+    places: tuple[int, ...]
+    originals_hw: tuple[tuple[int, int], ...]
+    resized_hw: tuple[tuple[int, int], ...]
+
+
+def batches(pictures: Sequence[Picture], card: Preprocessing) -> list[Batch]:
+    """`pictures` as input tensors: one batch where the card crops; none for no pictures.
+
+    With ``fit`` a picture is padded right and below with zeros (after the normalisation) to a multiple of
+    `pad_multiple`, and those of one padded size share a batch: what a picture's neighbours are does not
+    change its answer. Raises InputError naming the picture that cannot be used.
+    """
+    decoded = (decode(each, _name(index, pictures)) for index, each in enumerate(pictures))
     if card.resize == "fit":
-        return _padded(
-            [_resize(decode(each, _name(i, pictures)), card) for i, each in enumerate(pictures)], card
-        )
-    batch = np.empty((len(pictures), 3, *card.input_size_hw), np.float32)
-    for index, picture in enumerate(pictures):
-        _normalise(_cropped(decode(picture, _name(index, pictures)), card), card, batch[index])
-    return batch
+        return _fitted(decoded, card)
+    image = np.empty((len(pictures), 3, *card.input_size_hw), np.float32)
+    originals = []
+    for index, picture in enumerate(decoded):
+        originals.append(_size_hw(picture))
+        _normalise(_cropped(picture, card), card, image[index])
+    resized = tuple(resized_size(each, card) for each in originals)
+    return [Batch(image, tuple(range(len(originals))), tuple(originals), resized)] if originals else []
 
 
 def resized_size(size_hw: tuple[int, int], card: Preprocessing) -> tuple[int, int]:
@@ -171,15 +187,23 @@ def _tables(
     return (levels - mean) / std
 
 
-def _padded(pictures: list[RgbArray], card: Preprocessing) -> NDArray[np.float32]:
-    """Normalise pictures of several sizes and pad them to one."""
-    height, width = (
-        -(-max((each.shape[axis] for each in pictures), default=1) // card.pad_multiple) * card.pad_multiple
-        for axis in (0, 1)
-    )
-    batch = np.zeros((len(pictures), 3, height, width), np.float32)
-    for picture, padded in zip(pictures, batch, strict=True):
+def _fitted(decoded: Iterable[RgbArray | Image.Image], card: Preprocessing) -> list[Batch]:
+    """Batches by padded size, in the order in which the sizes come."""
+    members: dict[tuple[int, int], list[tuple[int, tuple[int, int], RgbArray]]] = {}
+    for place, picture in enumerate(decoded):
+        resized = _resize(picture, card)
+        height, width = (-(-side // card.pad_multiple) * card.pad_multiple for side in resized.shape[:2])
+        members.setdefault((height, width), []).append((place, _size_hw(picture), resized))
+    return [_padded(group, size_hw, card) for size_hw, group in members.items()]
+
+
+def _padded(
+    group: Sequence[tuple[int, tuple[int, int], RgbArray]], size_hw: tuple[int, int], card: Preprocessing
+) -> Batch:
+    places, originals_hw, pictures = zip(*group, strict=True)
+    image = np.zeros((len(pictures), 3, *size_hw), np.float32)
+    for picture, padded in zip(pictures, image, strict=True):
         part = np.empty((3, *picture.shape[:2]), np.float32)
         _normalise(picture, card, part)
         padded[:, : picture.shape[0], : picture.shape[1]] = part
-    return batch
+    return Batch(image, places, originals_hw, tuple(picture.shape[:2] for picture in pictures))

@@ -16,6 +16,7 @@ from saccade.engines import verify
 from saccade.engines.engine import open_engine
 from saccade.engines.export import export_graph
 from saccade.engines.graphs import write_graphs
+from saccade.engines.inputs import picture
 from saccade.errors import ExportError
 from saccade.models import create
 from saccade.models.deploy import merge
@@ -31,7 +32,7 @@ def stvit() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def graph(stvit: nn.Module) -> onnx.ModelProto:
-    return export_graph(stvit, (224, 224), name="stvit")
+    return export_graph(stvit, [picture((224, 224))], name="stvit")
 
 
 def test_form_of_the_source_graph(graph: onnx.ModelProto) -> None:
@@ -64,7 +65,7 @@ def test_graph_names_no_files(graph: onnx.ModelProto) -> None:
 
 
 def test_weights_are_stored_once(graph: onnx.ModelProto, tmp_path: Path) -> None:
-    files = write_graphs(graph, tmp_path)
+    files = write_graphs({"model": graph}, tmp_path)["model"]
     assert set(files) == {"source", "inlined"}
     weights = sum(p.numel() * 4 for p in create("stvit_r_swin_tiny", **STVIT).parameters())
     # Masks and gather indices take the rest; a second copy would make it twice as large.
@@ -75,9 +76,9 @@ def test_weights_are_stored_once(graph: onnx.ModelProto, tmp_path: Path) -> None
 
 
 def test_every_variant_agrees(stvit: nn.Module, graph: onnx.ModelProto, tmp_path: Path) -> None:
-    expected = verify.expectations(stvit, (224, 224), ("logits",))
+    expected = verify.expectations(stvit, [picture((224, 224))], ("logits",))
     assert [len(e.image) for e in expected] == [1, 2, 5]
-    for variant, file in write_graphs(graph, tmp_path).items():
+    for variant, file in write_graphs({"model": graph}, tmp_path)["model"].items():
         for engine_name in ("onnxruntime", "openvino") if variant == "inlined" else ("onnxruntime",):
             with open_engine({"source": file.path}, engine_name) as engine:
                 rows = verify.compare(engine, expected, graph=variant, engine_name=engine_name)
@@ -91,8 +92,8 @@ def test_a_small_fault_fails(stvit: nn.Module, graph: onnx.ModelProto, tmp_path:
     (bias,) = (t for t in faulty.graph.initializer if t.name == "head.bias")
     values = onnx.numpy_helper.to_array(bias) + np.float32([0, 0, 1e-3, 0, 0, 0, 0])
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
-    file = write_graphs(faulty, tmp_path)["source"]
-    expected = verify.expectations(stvit, (224, 224), ("logits",), batches=(1,))
+    file = write_graphs({"model": faulty}, tmp_path)["model"]["source"]
+    expected = verify.expectations(stvit, [picture((224, 224))], ("logits",), batches=(1,))
     with open_engine({"source": file.path}, "onnxruntime") as engine:
         rows = verify.compare(engine, expected, graph="source", engine_name="onnxruntime")
     with pytest.raises(ExportError, match=r"'logits'.*differs from the torch module by 0\.001"):
@@ -103,7 +104,7 @@ def test_every_batch_is_held_to_the_same_noise() -> None:
     """One number from one picture may be exact by chance, which is no reason to ask that of an engine."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 1))
-    expected = verify.expectations(module, (32, 32), ("logits",))
+    expected = verify.expectations(module, [picture((32, 32))], ("logits",))
     assert len({each.noise_floors["logits"] for each in expected}) == 1
     assert expected[0].noise_floors["logits"] > 0
 
@@ -120,7 +121,7 @@ class _Unexportable(nn.Module):
 
 def test_unexportable_module_says_why() -> None:
     with pytest.raises(ExportError, match="odd at 32x32 could not be exported"):
-        export_graph(_Unexportable(), (32, 32), name="odd")
+        export_graph(_Unexportable(), [picture((32, 32))], name="odd")
 
 
 SMALL: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
@@ -145,8 +146,10 @@ def test_every_family_agrees(
 ) -> None:
     torch.manual_seed(0)
     module = create(name, **config)
-    expected = verify.expectations(module, size, ("logits",))
-    file = write_graphs(export_graph(merge(module), size, name=name), tmp_path)["source"]
+    expected = verify.expectations(module, [picture(size)], ("logits",))
+    file = write_graphs({"model": export_graph(merge(module), [picture(size)], name=name)}, tmp_path)[
+        "model"
+    ]["source"]
     with open_engine({"source": file.path}, "onnxruntime") as engine:
         verify.require_agreement(
             verify.compare(engine, expected, graph=name, engine_name="onnxruntime"), name

@@ -11,6 +11,7 @@ import pytest
 
 from saccade.engines import readiness
 from saccade.engines.export import export_graph
+from saccade.engines.inputs import picture
 from saccade.engines.tensorrt.parser import ShapeRange, judge
 from saccade.models import create
 from saccade.models.deploy import merge
@@ -56,7 +57,7 @@ def save(model: onnx.ModelProto, folder: Path) -> Path:
 def test_a_small_export_of_every_family_builds(name: str, tmp_path: Path) -> None:
     config, size = SMALL[name]
     module = merge(create(name, **config))
-    model = export_graph(module, (size, size), name=name)
+    model = export_graph(module, [picture((size, size))], name=name)
     report = readiness.check(model)
     assert report.ok, "\n".join(report.text())
     verdict = judge(save(model, tmp_path))
@@ -66,7 +67,7 @@ def test_a_small_export_of_every_family_builds(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["stvit_r_swin_tiny", pytest.param("swin_tiny", marks=pytest.mark.slow)])
 def test_backbones_of_free_size_build(name: str, tmp_path: Path) -> None:
     module = create(name, features=True, **SWIN)
-    model = export_graph(module, (224, 224), outputs=MAPS, dynamic_size=True, name=name)
+    model = export_graph(module, [picture((224, 224), dynamic_size=True)], outputs=MAPS, name=name)
     report = readiness.check(model)
     assert report.ok, "\n".join(report.text())
     shapes = ShapeRange((1, 3, 64, 64), (1, 3, 224, 320), (2, 3, 448, 448))

@@ -14,6 +14,7 @@ from tests import parity
 from torch import Tensor
 
 from saccade.engines.export import export_graph
+from saccade.engines.inputs import picture
 from saccade.errors import CheckpointError, UsageError
 from saccade.models import create
 from saccade.models.clip import EmbeddingClassifier, class_matrix
@@ -63,7 +64,7 @@ def test_tower_graphs_agree_too(reference: str) -> None:
     image, weights = parity.inputs(expected)["image"], parity.state_dict(expected)
     for features, keys in ((False, ("image_embed",)), (True, MAPS[reference])):
         model = merge(create(NAMES[reference], checkpoint=weights, features=features))
-        graph = export_graph(model, (image.shape[2], image.shape[3]), outputs=keys, name=reference)
+        graph = export_graph(model, [picture((image.shape[2], image.shape[3]))], outputs=keys, name=reference)
         session = onnxruntime.InferenceSession(graph.SerializeToString())
         for key, value in zip(keys, session.run(None, {"image": image.numpy()}), strict=True):
             parity.check(key, value, expected)

@@ -13,6 +13,7 @@ import torch
 from tests import parity
 
 from saccade.engines.export import export_graph
+from saccade.engines.inputs import picture
 from saccade.errors import CheckpointError, UsageError
 from saccade.models import create
 from saccade.models.deepmad_structure import Structure, known_structures, read_structure
@@ -77,7 +78,7 @@ def test_every_block_agrees_on_its_own(name: str) -> None:
 def test_exported_logits_agree_with_the_official_implementation(name: str) -> None:
     reference = parity.load("deepmad", name)
     model, image = build(reference, features=False), parity.inputs(reference)["image"]
-    graph = export_graph(model, (image.shape[2], image.shape[3]))
+    graph = export_graph(model, [picture((image.shape[2], image.shape[3]))])
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     parity.check("logits", session.run(None, {"image": image.numpy()})[0], reference)
     single = session.run(None, {"image": image[1:].numpy()})[0]
@@ -90,7 +91,7 @@ def test_features_exported_at_free_sizes_agree(name: str) -> None:
     """Traced at one size, run at the reference's and at one more, with another batch."""
     reference = parity.load("deepmad", name)
     model, image = build(reference, features=True), parity.inputs(reference)["image"]
-    graph = export_graph(model, (128, 96), outputs=FEATURES, dynamic_size=True)
+    graph = export_graph(model, [picture((128, 96), dynamic_size=True)], outputs=FEATURES)
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     for key, feature in zip(FEATURES, session.run(None, {"image": image.numpy()}), strict=True):
         parity.check(key, feature, reference)

@@ -18,6 +18,7 @@ from tests import parity
 from torch import Tensor, nn
 
 from saccade.engines.export import export_graph
+from saccade.engines.inputs import picture
 from saccade.errors import CheckpointError, UsageError
 from saccade.models import create
 from saccade.models.nvit_convert import compact
@@ -88,7 +89,7 @@ def test_exported_full_size_logits_agree(name: str) -> None:
 
 
 def exported(model: nn.Module, reference: parity.Parity) -> onnxruntime.InferenceSession:
-    graph = export_graph(model, (224, 224), name=reference.name)
+    graph = export_graph(model, [picture((224, 224))], name=reference.name)
     masked_blocks = 4 if reference.name == "nvit_tiny_irregular" else 0
     products = sum(node.op_type == "Mul" for node in graph.graph.node)
     assert products == len(model.blocks) + masked_blocks, "the scale, and masks not all ones"
@@ -98,7 +99,7 @@ def exported(model: nn.Module, reference: parity.Parity) -> onnxruntime.Inferenc
 @torch.inference_mode()
 def test_exported_features_agree_for_any_batch() -> None:
     model = create("nvit", dims=SMALL, features=True, img_size=(64, 96))
-    graph = export_graph(model, (64, 96), outputs=FEATURES)
+    graph = export_graph(model, [picture((64, 96))], outputs=FEATURES)
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     for batch in (1, 2, 5):
         image = torch.from_numpy(parity.image((batch, 3, 64, 96), seed=batch))

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from saccade.engines.export import export_graph
+from saccade.engines.inputs import picture
 from saccade.engines.passes.inline import inline
 from saccade.errors import CheckpointError, UsageError
 from saccade.models import create
@@ -108,7 +109,7 @@ def _with_visible_layer_scale(model: nn.Module) -> nn.Module:
 
 def test_classifier_in_onnx_runtime() -> None:
     model = _with_visible_layer_scale(create("stvit_r_swin_tiny", **SMALL))
-    graph = export_graph(model, (224, 224))
+    graph = export_graph(model, [picture((224, 224))])
     assert sum(node.domain == "saccade" for node in graph.graph.node) == 12
     for form in (graph, inline(graph)):
         session = onnxruntime.InferenceSession(form.SerializeToString())
@@ -121,7 +122,7 @@ def test_classifier_in_onnx_runtime() -> None:
 def test_one_backbone_graph_serves_every_size() -> None:
     model = _with_visible_layer_scale(create("stvit_r_swin_tiny", features=True, **SMALL))
     outputs = [f"feature_{i}" for i in range(4)]
-    graph = export_graph(model, (224, 320), outputs=outputs, dynamic_size=True)
+    graph = export_graph(model, [picture((224, 320), dynamic_size=True)], outputs=outputs)
     for form in (graph, inline(graph)):
         session = onnxruntime.InferenceSession(form.SerializeToString())
         for batch, height, width in [(1, 224, 224), (2, 256, 320), (1, 200, 333), (1, 64, 97), (1, 30, 500)]:
@@ -187,7 +188,7 @@ def test_stvit_deit_has_the_cost_of_the_paper(size: str, gmacs: float) -> None:
 
 def test_stvit_deit_in_onnx_runtime() -> None:
     model = create("stvit_deit_tiny", embed_dim=32, num_heads=2, num_classes=5)
-    session = onnxruntime.InferenceSession(export_graph(model, (224, 224)).SerializeToString())
+    session = onnxruntime.InferenceSession(export_graph(model, [picture((224, 224))]).SerializeToString())
     image = torch.randn(3, 3, 224, 224)
     (actual,) = session.run(None, {"image": image.numpy()})
     np.testing.assert_allclose(actual, model(image).numpy(), rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saccade.engines.export import export_graph
+from saccade.engines.inputs import picture
 from saccade.errors import CheckpointError
 from saccade.models import create
 
@@ -113,7 +114,7 @@ def test_maps_equal_timm_before_the_norms(size: tuple[int, int]) -> None:
 
 def test_graph_equals_module() -> None:
     model = create("swin_tiny", **SMALL)
-    session = onnxruntime.InferenceSession(export_graph(model, (224, 224)).SerializeToString())
+    session = onnxruntime.InferenceSession(export_graph(model, [picture((224, 224))]).SerializeToString())
     image = torch.randn(3, 3, 224, 224)
     (actual,) = session.run(None, {"image": image.numpy()})
     np.testing.assert_allclose(actual, model(image).numpy(), rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ import torch
 from tests import parity
 
 from saccade.engines.export import export_graph
+from saccade.engines.inputs import picture
 from saccade.errors import CheckpointError, UsageError
 from saccade.models import create
 from saccade.models.deploy import merge
@@ -69,7 +70,7 @@ def test_tiny_vit_graphs_agree_too(name: str) -> None:
     reference = parity.load("tinyvit", name)
     image = parity.inputs(reference)["image"]
     model = create(reference.config["model"], checkpoint=parity.state_dict(reference))
-    graph = export_graph(merge(model), (image.shape[2], image.shape[3]), name=name)
+    graph = export_graph(merge(model), [picture((image.shape[2], image.shape[3]))], name=name)
     assert not {"GatherND", "BatchNormalization", "Erf"} & {node.op_type for node in graph.graph.node}
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     parity.check("logits", session.run(None, {"image": image.numpy()})[0], reference)

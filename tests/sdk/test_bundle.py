@@ -40,18 +40,18 @@ def test_what_was_written_is_read(tiny_bundle: Bundle) -> None:
     read = bundle.read(tiny_bundle.path)
     assert read == tiny_bundle
     assert (read.name, read.task, read.card) == ("tiny", "classification", tiny.CARD)
-    assert read.graphs["source"] == tiny_bundle.path / "graphs" / "source.onnx"
-    assert read.inputs[0].shape == ("batch", 3, 32, 32)
+    assert read.graphs["model"].files["source"] == tiny_bundle.path / "graphs" / "source.onnx"
+    assert read.graphs["model"].inputs[0].shape == ("batch", 3, 32, 32)
     assert not read.untrained
     assert set(read.files) >= {"graphs/source.onnx", "graphs/source.bin", "conformance.npz", "verify.json"}
 
 
 def test_a_moved_bundle_still_reads(folder: Path, tmp_path: Path) -> None:
     moved = folder.rename(tmp_path / "elsewhere")
-    assert bundle.read(moved).graphs["source"].is_file()
+    assert bundle.read(moved).graphs["model"].files["source"].is_file()
 
 
-@pytest.mark.parametrize("schema", [1])
+@pytest.mark.parametrize("schema", [1, 2])
 def test_every_schema_that_was_ever_written_is_read(schema: int) -> None:
     read = bundle.read(FIXTURES / f"schema_{schema}")
     assert (read.name, read.card.labels[:2]) == ("tiny", ("ant", "bee"))

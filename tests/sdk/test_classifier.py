@@ -28,10 +28,12 @@ from saccade import Classifier
 from saccade.bundle import Bundle
 from saccade.engines.engine import ENGINES
 from saccade.errors import BundleError, ClosedError, EngineError, InputError, MissingDependency, UsageError
-from saccade.preprocess import preprocess
+from saccade.preprocess import Batch, batches
 
 ROOT = Path(__file__).resolve().parents[2]
 Rgb = np.ndarray[Any, np.dtype[np.uint8]]
+
+ONE = Batch(np.zeros((1, 3, 32, 32), np.float32), (0,), ((48, 64),), ((36, 48),))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def pictures(count: int) -> list[Rgb]:
 
 def expected_scores(picture: Any) -> Any:
     """By way of ONNX's reference evaluator and the textbook softmax."""
-    logits = tiny.logits(preprocess([picture], tiny.CARD.preprocessing))[0].astype(np.float64)
+    logits = tiny.logits(batches([picture], tiny.CARD.preprocessing)[0].image)[0].astype(np.float64)
     return np.exp(logits) / np.exp(logits).sum()
 
 
@@ -73,10 +75,9 @@ def test_a_list_gives_a_list_and_a_picture_a_result(classify: Classifier) -> Non
 
 
 def test_the_steps_can_be_called_on_their_own(classify: Classifier, noise: Rgb) -> None:
-    batch = classify.preprocess([noise, noise])
-    assert (batch.shape, batch.dtype) == ((2, 3, 32, 32), np.float32)
-    logits = classify.engine.run({"image": batch})["logits"]
-    results = classify.postprocess(logits)
+    (batch,) = classify.preprocess([noise, noise])
+    assert (batch.image.shape, batch.image.dtype) == ((2, 3, 32, 32), np.float32)
+    results = classify.postprocess(classify.engine.run({"image": batch.image}), batch)
     np.testing.assert_array_equal(results[1].scores, classify([noise, noise])[1].scores)
 
 
@@ -89,14 +90,14 @@ def test_every_spelling_of_a_picture(classify: Classifier, noise: Rgb, tmp_path:
 
 
 def test_extreme_logits_do_not_overflow(classify: Classifier) -> None:
-    (result,) = classify.postprocess(np.array([[3e38] + [-3e38] * 9], np.float32))
+    (result,) = classify.postprocess({"logits": np.array([[3e38] + [-3e38] * 9], np.float32)}, ONE)
     assert result.scores.tolist() == [1.0] + [0.0] * 9
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_no_numbers_are_an_error(classify: Classifier, wrong: float) -> None:
     with pytest.raises(EngineError, match="not finite"):
-        classify.postprocess(np.array([[wrong] + [0.0] * 9], np.float32))
+        classify.postprocess({"logits": np.array([[wrong] + [0.0] * 9], np.float32)}, ONE)
 
 
 def test_64_threads_share_one_predictor(classify: Classifier) -> None:
@@ -238,7 +239,7 @@ def test_on_a_terminal_a_stream_shows_a_bar_on_standard_error(tiny_bundle: Bundl
     os.close(reader)
     os.close(terminal)
     assert child.stdout == b"20\n"
-    assert "classifying" in shown
+    assert "predicting" in shown
     assert "20/20" in shown
 
 

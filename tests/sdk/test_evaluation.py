@@ -13,10 +13,10 @@ from PIL import Image
 
 from saccade.engines.engine import Engine, TensorSpec
 from saccade.errors import InputError, UsageError
-from saccade.evaluation import evaluate, labelled_pictures
+from saccade.evaluation.classification import evaluate, labelled_pictures
 from saccade.models.card import Card, Preprocessing
 from saccade.predictors.classification import Classifier
-from saccade.results import Classification
+from saccade.results.classification import Classification
 
 LABELS = ("tench, Tinca tinca", "crane", "crane", "Sea Snake", "kite")
 
@@ -94,7 +94,7 @@ class TableEngine:
 def classifier(table: NDArray[np.float32]) -> Classifier:
     preprocessing = Preprocessing((2, 2), "stretch", (2, 2), mean_rgb=(0, 0, 0), std_rgb=(1, 1, 1))
     card = Card("table", "test", preprocessing=preprocessing, labels=tuple("abcdef"))
-    return Classifier(cast(Engine, TableEngine(table)), card)
+    return Classifier({"model": cast(Engine, TableEngine(table))}, card)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])

@@ -51,7 +51,7 @@ def test_bundle_predicts_what_the_module_does(bundle: Path, weights: Path) -> No
     model = create("stvit_r_swin_tiny", checkpoint=weights, **CONFIG)
     with saccade.load(bundle, prove=True) as classify, torch.no_grad():
         result = classify(picture)
-        expected = model(torch.from_numpy(classify.preprocess([picture]))).softmax(1)[0]
+        expected = model(torch.from_numpy(classify.preprocess([picture])[0].image)).softmax(1)[0]
     by_label = dict(zip(result.labels, result.scores, strict=True))
     for label, probability in zip(("cat", "dog", "bird"), expected.tolist(), strict=True):
         assert by_label[label] == pytest.approx(probability, abs=1e-5)
@@ -103,7 +103,7 @@ def test_clip_tower_classifies_through_a_matrix(tmp_path: Path) -> None:
     picture = np.random.default_rng(1).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     with saccade.load(tmp_path / "out") as classify, torch.no_grad():
         result = classify(picture)
-        embedding = tower(torch.from_numpy(classify.preprocess([picture])))[0]
+        embedding = tower(torch.from_numpy(classify.preprocess([picture])[0].image))[0]
     similarity = 100 * (embedding / embedding.norm()) @ torch.from_numpy(matrix)
     assert result.top(1).labels[0] == ("a dog", "a cat", "a bird")[int(similarity.argmax())]
     np.testing.assert_allclose(
@@ -139,10 +139,10 @@ def test_an_encoder_with_a_head_classifies(name: str, in_config: bool, tmp_path:
         config={**config, "num_classes": 2} if in_config else config,
     )
     assert exported.task == "classification"
-    assert exported.outputs[0].name == "logits"
+    assert exported.graphs["model"].outputs[0].name == "logits"
     assert exported.card.labels == (("0", "1") if in_config else ("cat", "dog"))
     side = 64 if name.startswith("vit") else 256
-    assert exported.inputs[0].shape == ("batch", 3, side, side)
+    assert exported.graphs["model"].inputs[0].shape == ("batch", 3, side, side)
 
 
 def test_both_towers_take_quick_gelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

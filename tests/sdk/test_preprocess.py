@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode
 from saccade import opencv_resize
 from saccade.errors import InputError
 from saccade.models.card import Preprocessing
-from saccade.preprocess import preprocess, resized_size
+from saccade.preprocess import batches, resized_size
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "detection"
 MODES = {"pillow-bilinear": InterpolationMode.BILINEAR, "pillow-bicubic": InterpolationMode.BICUBIC}
@@ -60,6 +60,12 @@ def torchvision_reference(card: Preprocessing) -> transforms.Compose:
     )
 
 
+def one(pixels: Any, card: Preprocessing) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The input (3, H, W) that one picture becomes."""
+    (batch,) = batches([pixels], card)
+    return batch.image[0]
+
+
 @pytest.mark.parametrize("size_hw", SIZES_HW)
 @pytest.mark.parametrize("resampler", MODES)
 @pytest.mark.parametrize(
@@ -79,10 +85,10 @@ def test_equals_torchvision_to_the_bit(
     card = dataclasses.replace(CARD, resampler=resampler, **changes)
     pixels = picture(size_hw)
     expected = torchvision_reference(card)(Image.fromarray(pixels)).numpy()
-    actual = preprocess([pixels], card)
+    actual = one(pixels, card)
     assert actual.dtype == np.float32
     assert actual.flags.c_contiguous
-    np.testing.assert_array_equal(actual[0].view(np.uint32), expected.view(np.uint32))
+    np.testing.assert_array_equal(actual.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("size_hw", [(225, 300), (640, 427), (256, 256), (200, 150)])
@@ -107,7 +113,7 @@ def test_equals_timms_transform_to_the_bit(card: Preprocessing, size_hw: tuple[i
     )
     pixels = picture(size_hw)
     expected = transform(Image.fromarray(pixels)).numpy()
-    np.testing.assert_array_equal(preprocess([pixels], card)[0], expected)
+    np.testing.assert_array_equal(one(pixels, card), expected)
 
 
 def test_every_grey_level_is_normalised_as_torch_does_it() -> None:
@@ -115,15 +121,16 @@ def test_every_grey_level_is_normalised_as_torch_does_it() -> None:
     card = dataclasses.replace(CARD, resize="stretch", resize_hw=(32, 32))
     scaled = torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (card.mean_rgb, card.std_rgb))
-    np.testing.assert_array_equal(preprocess([pixels], card)[0], scaled.sub(mean).div(std).numpy())
+    np.testing.assert_array_equal(one(pixels, card), scaled.sub(mean).div(std).numpy())
 
 
 def test_a_batch_is_its_pictures() -> None:
     pictures = [picture(size_hw) for size_hw in SIZES_HW]
-    batch = preprocess(pictures, CARD)
-    assert batch.shape == (len(pictures), 3, 32, 32)
-    for pixels, row in zip(pictures, batch, strict=True):
-        np.testing.assert_array_equal(preprocess([pixels], CARD)[0], row)
+    (batch,) = batches(pictures, CARD)
+    assert batch.image.shape == (len(pictures), 3, 32, 32)
+    assert batch.originals_hw == tuple(SIZES_HW)
+    for pixels, row in zip(pictures, batch.image, strict=True):
+        np.testing.assert_array_equal(one(pixels, CARD), row)
 
 
 @pytest.mark.parametrize(("resampler", "levels"), [("pillow-bilinear", 1), ("pillow-bicubic", 2)])
@@ -134,16 +141,16 @@ def test_very_long_pictures_are_resized_in_part_almost_to_the_bit(resampler: Any
     whole = Image.fromarray(pixels).resize((68266, 256), getattr(Image.Resampling, resampler[7:].upper()))
     left, top = round((68266 - 224) / 2), 16
     expected = np.asarray(whole.crop((left, top, left + 224, top + 224))).transpose(2, 0, 1)
-    assert np.abs(preprocess([pixels], card)[0] - expected).max() <= levels + 1e-3
+    assert np.abs(one(pixels, card) - expected).max() <= levels + 1e-3
 
 
 @pytest.mark.parametrize("resampler", ["pillow-bicubic", "pillow-bilinear", "opencv-bilinear"])
 @pytest.mark.parametrize("size_hw", [(3, 20000), (20000, 3), (1, 1), (1, 60000)])
 def test_extreme_shapes_work(size_hw: tuple[int, int], resampler: Any) -> None:
     pixels = np.full((*size_hw, 3), 128, np.uint8)
-    batch = preprocess([pixels], Preprocessing(resampler=resampler, mean_rgb=(0.0,) * 3, std_rgb=(1.0,) * 3))
-    assert batch.shape == (1, 3, 224, 224)
-    np.testing.assert_array_equal(batch, np.float32(128) / np.float32(255))
+    made = one(pixels, Preprocessing(resampler=resampler, mean_rgb=(0.0,) * 3, std_rgb=(1.0,) * 3))
+    assert made.shape == (3, 224, 224)
+    np.testing.assert_array_equal(made, np.float32(128) / np.float32(255))
 
 
 def opencv_sizes() -> list[tuple[int, int, int, int]]:
@@ -193,18 +200,20 @@ def test_equals_mmdets_pipeline() -> None:
         opencv_resize.resize_in_numpy(rgb, tuple(meta["img_shape"][:2])), stored["resized_bgr"][..., ::-1]
     )
     # mmcv multiplies by a reciprocal kept in float64; a division differs in the last bit.
-    np.testing.assert_allclose(preprocess([rgb], card), stored["tensor"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(one(rgb, card)[None], stored["tensor"], rtol=0, atol=1e-6)
 
 
-def test_fit_pads_a_batch_to_its_largest_picture() -> None:
+def test_fit_pads_each_picture_alone_and_shares_a_batch_by_size() -> None:
     card = Preprocessing(resize="fit", resize_hw=(80, 133), resampler="opencv-bilinear", pad_multiple=32)
-    wide, tall = picture((50, 90)), picture((90, 50))
-    batch = preprocess([wide, tall], card)
-    assert batch.shape == (2, 3, 160, 160)
-    alone = preprocess([wide], card)
-    assert alone.shape == (1, 3, 96, 160)
-    np.testing.assert_array_equal(batch[0, :, :96], alone[0])
-    assert not batch[0, :, 96:].any()
+    wide, tall, narrow = picture((50, 90)), picture((90, 50)), picture((53, 91))
+    first, second = batches([wide, tall, narrow], card)
+    assert (first.places, second.places) == ((0, 2), (1,))
+    assert (first.originals_hw, first.resized_hw) == (((50, 90), (53, 91)), ((74, 133), (77, 133)))
+    assert (first.image.shape, second.image.shape) == ((2, 3, 96, 160), (1, 3, 160, 96))
+    np.testing.assert_array_equal(first.image[1], one(narrow, card))
+    assert not first.image[0, :, 74:].any()
+    assert first.image[0, :, 73].any()
+    assert batches([], card) == []
 
 
 def test_every_spelling_of_a_picture_is_the_same_input(tmp_path: Path) -> None:
@@ -221,12 +230,12 @@ def test_every_spelling_of_a_picture_is_the_same_input(tmp_path: Path) -> None:
         Image.fromarray(pixels),
         pixels[:, ::-1][:, ::-1],
     ]
-    batch = preprocess(spellings, CARD)
-    for row in batch:
-        np.testing.assert_array_equal(row, batch[0])
+    (batch,) = batches(spellings, CARD)
+    for row in batch.image:
+        np.testing.assert_array_equal(row, batch.image[0])
 
 
 def test_the_picture_that_is_wrong_is_named() -> None:
     good = picture((4, 4))
     with pytest.raises(InputError, match=r"picture 1 of 2 has dtype float32"):
-        preprocess([good, good.astype(np.float32)], CARD)
+        batches([good, good.astype(np.float32)], CARD)

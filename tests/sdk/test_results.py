@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saccade import Classification, UsageError
-from saccade.results import Prediction
+from saccade.results.classification import Prediction
 
 
 @pytest.fixture

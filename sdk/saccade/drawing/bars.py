@@ -1,11 +1,11 @@
-"""A result on its picture: something to look at, or to put into a report."""
+"""Classes as bars below their picture."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from saccade.pictures import Picture, decode
-from saccade.results import Classification, Prediction
+from saccade.results.classification import Classification, Prediction
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -21,13 +21,13 @@ _WARNING = (196, 43, 28)
 _WIDTHS = (320, 1280)  # pixels; smaller pictures are enlarged, larger ones reduced
 
 
-def draw(image: Picture, result: Classification, k: int = 5) -> Image.Image:
-    """The picture with its `k` best classes as bars below it, longest first: a new PIL image of mode RGB."""
+def draw(image: Picture, result: Classification, top: int = 5) -> Image.Image:
+    """The picture with its `top` best classes as bars below it, longest first: a new RGB image."""
     from PIL import Image
 
     picture = _fitted(decode(image))
     unit = max(12, picture.width // 32)  # height of the letters
-    best = list(result.top(k))
+    best = list(result.top(top))
     rows = len(best) + result.untrained
     sheet = Image.new("RGB", (picture.width, picture.height + rows * unit * 2 + unit), _PAPER)
     sheet.paste(picture, (0, 0))

@@ -1,4 +1,4 @@
-"""What predictors return: frozen columns, indexable like arrays, plain in JSON."""
+"""Classes with their probabilities."""
 
 from __future__ import annotations
 
@@ -78,10 +78,16 @@ class Classification:
         labels = tuple(self.labels[i] for i in chosen.tolist())
         return Classification(labels, self.scores[rows], self.indices[rows], self.untrained)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain dict of JSON types, one object per row."""
+    def to_json(self, top: int | None = None) -> dict[str, Any]:
+        """Plain dict of JSON types, one object per row: all of them, or the `top` best."""
+        if top is not None:
+            return self.top(top).to_json()
         marked = {"untrained": True} if self.untrained else {}
         return {"predictions": [asdict(prediction) for prediction in self], **marked}
+
+    def summary(self, top: int = 5) -> str:
+        """The `top` best on one line."""
+        return "   ".join(f"{row.label} {row.score:.3f}" for row in self.top(top))
 
     def __repr__(self) -> str:
         shown = [f"{row.score:.3f} {row.label}" for row in self[:_SHOWN]]

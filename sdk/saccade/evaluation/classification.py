@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saccade.errors import UsageError
+from saccade.evaluation import Table
 from saccade.pictures import list_pictures
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ class Accuracy:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def table(self) -> Table:
+        """A row per class."""
+        return Table(
+            ("class", "pictures>", "top-1, %>"),
+            tuple((c.label, str(c.pictures), f"{100 * c.correct / c.pictures:.1f}") for c in self.classes),
+            f"{self.pictures} pictures: top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,33 @@
+"""A result on its picture: something to look at, or to put into a report."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from saccade.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from saccade.pictures import Picture
+    from saccade.results import Result
+
+# The module that draws each kind of result: `draw(image, result, top) -> PIL image`.
+_MODULES: Mapping[str, str] = {
+    "Classification": "saccade.drawing.bars",
+}
+
+
+def draw(image: Picture, result: Result, top: int = 5) -> Image.Image:
+    """The picture with its result on it: a new PIL image of mode RGB.
+
+    A classification gives its `top` best classes as bars below the picture.
+    """
+    kind = type(result).__name__
+    if kind not in _MODULES:
+        raise UsageError(f"a {kind} cannot be drawn; these can: {', '.join(_MODULES)}")
+    drawing: Any = importlib.import_module(_MODULES[kind])
+    drawn: Image.Image = drawing.draw(image, result, top)
+    return drawn
