@@ -30,7 +30,7 @@ _SPLIT_SEED = 8
 _GLYPH_CELLS = 8
 _MARGIN_CELLS = 2  # empty cells around a glyph, so that interpolation fades to nothing
 _SMALLEST_PX, _LARGEST_PX = 112, 176  # side of the 8 x 8 cells in the picture
-_DIMMED = (0.25, 0.5)  # what is left of a photograph's brightness
+DIMMED = (0.25, 0.5)  # what is left of a photograph's brightness
 _LEAST_LUMINANCE = 170.0  # of the ink, 0..255: a white sky, dimmed, has at most 128
 _INK_CANDIDATES = 16
 
@@ -63,6 +63,16 @@ class Source:
     glyphs: Pixels
     labels: npt.NDArray[np.int64]
     photographs: tuple[Image.Image, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pose:
+    """How a digit is painted. side_px: of its 8 x 8 cells; angle: radians; slant near 0, aspect near 1."""
+
+    side_px: float
+    angle: float
+    slant: float
+    aspect: float
 
 
 def held_out(count: int = 2000) -> Pictures:
@@ -103,11 +113,13 @@ def paint(
     """One picture (224, 224, 3): a digit painted in a bright colour on a crop of a dimmed photograph."""
     background = _background(photographs[rng.integers(len(photographs))], rng)
     shape = _shape(glyph, rng, ease)
-    ink = Image.new("RGB", background.size, _ink(rng))
+    colour = Image.new("RGB", background.size, ink(rng))
     if ease:
-        background, ink = _towards(background, "black", ease), _towards(ink, "white", ease)
+        background, colour = towards(background, "black", ease), towards(colour, "white", ease)
     opacity = rng.uniform(0.85, 1.0)
-    return np.asarray(Image.composite(ink, background, shape.point([round(v * opacity) for v in range(256)])))
+    return np.asarray(
+        Image.composite(colour, background, shape.point([round(v * opacity) for v in range(256)]))
+    )
 
 
 def _region(photo: Image.Image, part: Part) -> Image.Image:
@@ -124,32 +136,43 @@ def _background(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     top = int(rng.integers(photo.height - side + 1))
     box = (left, top, left + side, top + side)
     crop = photo.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR, box=box)
-    crop = _towards(crop, "black", 1 - rng.uniform(*_DIMMED))
+    crop = towards(crop, "black", 1 - rng.uniform(*DIMMED))
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
 
-def _towards(image: Image.Image, colour: str, share: float) -> Image.Image:
+def towards(image: Image.Image, colour: str, share: float) -> Image.Image:
+    """`image` mixed with a plain `colour`: 0 leaves it, 1 leaves only the colour."""
     return Image.blend(image, Image.new("RGB", image.size, colour), share)
 
 
 def _shape(glyph: Pixels, rng: np.random.Generator, ease: float) -> Image.Image:
-    """Where the ink goes, 0..255: the glyph enlarged smoothly, turned, slanted, somewhere in the picture."""
+    """Where the ink goes, 0..255: a digit turned, slanted, somewhere in the picture."""
     side_px = rng.uniform(_SMALLEST_PX + (_LARGEST_PX - _SMALLEST_PX) * ease / 2, _LARGEST_PX)
     angle, slant = rng.uniform(-0.2, 0.2), rng.uniform(-0.12, 0.12)
     aspect = rng.uniform(0.9, 1.1)
     room_px = (1 - ease) * (SIZE_PX - side_px * 1.15) / 2
     centre = SIZE_PX / 2 + rng.uniform(-room_px, room_px, 2)
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    stretch = np.array([[aspect, slant], [0.0, 1 / aspect]])
-    to_cells = stretch @ turn * (_GLYPH_CELLS / side_px)
-    shift = glyph.shape[0] / 2 - to_cells @ centre
+    return stamp(glyph, (SIZE_PX, SIZE_PX), centre, Pose(side_px, angle, slant, aspect))
+
+
+def stamp(
+    glyph: Pixels, size_hw: tuple[int, int], centre_xy: npt.NDArray[np.float64], pose: Pose
+) -> Image.Image:
+    """Where the ink goes, 0..255, on an area of `size_hw`: the glyph enlarged smoothly around `centre_xy`."""
+    turn = np.array(
+        [[math.cos(pose.angle), math.sin(pose.angle)], [-math.sin(pose.angle), math.cos(pose.angle)]]
+    )
+    stretch = np.array([[pose.aspect, pose.slant], [0.0, 1 / pose.aspect]])
+    to_cells = stretch @ turn * (_GLYPH_CELLS / pose.side_px)
+    shift = glyph.shape[0] / 2 - to_cells @ centre_xy
     rows = np.column_stack([to_cells, shift]).ravel().tolist()
-    size = (SIZE_PX, SIZE_PX)
-    enlarged = Image.fromarray(glyph).transform(size, Image.Transform.AFFINE, rows, Image.Resampling.BICUBIC)
+    enlarged = Image.fromarray(glyph).transform(
+        size_hw[::-1], Image.Transform.AFFINE, rows, Image.Resampling.BICUBIC
+    )
     return enlarged.point(_SHARPEN)
 
 
-def _ink(rng: np.random.Generator) -> tuple[int, int, int]:
+def ink(rng: np.random.Generator) -> tuple[int, int, int]:
     """The first random colour that is bright enough, else the brightest."""
     colours = rng.integers(0, 256, (_INK_CANDIDATES, 3))
     luminance = colours @ (0.299, 0.587, 0.114)
