@@ -295,5 +295,5 @@ def test_json_reaches_a_pipe_while_a_bar_is_on_the_terminal(work: Path) -> None:
     os.close(controller)
     assert ran.returncode == 0, shown
     assert len([json.loads(line) for line in ran.stdout.splitlines()]) == 6
-    assert "classifying" in shown
+    assert "predicting" in shown
     assert "predictions" not in shown

@@ -1,0 +1,154 @@
+"""Commands that make bundles and check them: export, verify."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from saccade.cli.app import AsJson, BundleName, app, untrained_mark
+from saccade.errors import UsageError
+from saccade.terminal import new_table, out, print_json, working
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One of `saccade models`.")],
+    destination: Annotated[Path, typer.Option("--out", metavar="DIR", help="The bundle's folder; new.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Checkpoint: safetensors or torch, official or timm layout."),
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="No weights: for latency work, marked as untrained.")
+    ] = False,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Class names, one per line or a JSON list.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Classes (default: the checkpoint's).")
+    ] = None,
+    input_size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Input size, as 224 or 224x288.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Mean to subtract, in units of 0..1.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviation to divide by.")] = None,
+    crop: Annotated[
+        float | None, typer.Option(min=0.05, max=1.0, help="Share of the resized side that is kept, 0.875.")
+    ] = None,
+    interpolation: Annotated[str | None, typer.Option(metavar="NAME", help="bilinear or bicubic.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Architecture settings: depths, embed_dim, ...")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CLIP: class names to encode as text, one per line.")
+    ] = None,
+    class_matrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npy", help="CLIP: text embeddings, (512, classes); names from --labels."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a checkpoint into a bundle: exported, compared with the model it came from, written whole or not.
+
+    Example: saccade export deepmad_r18 --weights r18.pth --labels names.txt --out my_bundle
+    """
+    from saccade.export import export_bundle
+
+    with working(f"exporting {name}") as say:
+        bundle = export_bundle(
+            name,
+            weights,
+            destination,
+            random=random,
+            labels=labels,
+            num_classes=num_classes,
+            input_size_hw=_parse_size(input_size),
+            mean_rgb=_parse_colour("--mean", mean),
+            std_rgb=_parse_colour("--std", std),
+            crop=crop,
+            interpolation=interpolation,
+            config=_read_config(config),
+            classes=classes,
+            class_matrix=class_matrix,
+            progress=say,
+        )
+    if as_json:
+        return print_json({"bundle": str(bundle.path), "name": bundle.name, "untrained": bundle.untrained})
+    out.print(f"wrote {escape(str(bundle.path))}{untrained_mark(bundle.untrained)}")
+    out.print(f"next: saccade predict {escape(str(bundle.path))} IMAGE")
+
+
+@app.command()
+def verify(
+    bundle: BundleName,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", metavar="NAME", help="Repeatable (default: every installed engine)."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a bundle's files and repeat its conformance sample on each engine.
+
+    Exit code 7 when an engine differs by more than the bundle's tolerance.
+    """
+    from saccade.verification import verify as check
+
+    with working(f"verifying {bundle}") as say:
+        verification = check(bundle, tuple(engine or ()), progress=say)
+    if as_json:
+        print_json(verification.to_json())
+    else:
+        out.print(f"{verification.name}: {verification.files} files have the sha256 they were written with")
+        table = new_table("engine", "graph", "output", "largest difference>", "tolerance>", "verdict")
+        for row in verification.comparisons:
+            table.add_row(
+                row.engine,
+                row.graph,
+                row.output,
+                f"{row.max_abs_difference:.3g}",
+                f"{row.tolerance:.3g}",
+                "[green]agrees[/green]" if row.agrees else "[bold red]differs[/bold red]",
+            )
+        out.print(table)
+    if not verification.agrees:
+        raise typer.Exit(7)
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    """ "224" or "224x288" as (height, width)."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    if match is None or "0" in (match[1], match[2]):
+        raise UsageError(f"--input-size {text!r} is no size: write 224 or HEIGHTxWIDTH, as 224x288")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _parse_colour(option: str, text: str | None) -> tuple[float, float, float] | None:
+    """Three numbers, separated by commas, in the order red, green, blue."""
+    if text is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is no colour: write R,G,B as 0.485,0.456,0.406") from None
+    return red, green, blue
+
+
+def _read_config(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--config {path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"--config {path} holds a {type(config).__name__}; it must be an object of settings")
+    return config
