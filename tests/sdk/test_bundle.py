@@ -85,6 +85,10 @@ def append(folder: Path) -> None:
         file.write(b"x")
 
 
+def name_other_file(manifest: dict[str, Any]) -> None:
+    manifest["graphs"]["model"]["files"]["source"] = "graphs/other.onnx"
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -99,13 +103,15 @@ def append(folder: Path) -> None:
         (lambda f: (f / "graphs" / "extra.bin").touch(), r"does not list: graphs/extra\.bin"),
         (link_outside, "link or a special file"),
         (link_folder_outside, "link or a special file"),
-        (lambda f: edit(f, lambda m: m.update(schema=2)), "pip install"),
+        (lambda f: edit(f, lambda m: m.update(schema=3)), "pip install"),
         (lambda f: edit(f, lambda m: m.update(schema="1")), "no valid schema"),
         (lambda f: edit(f, lambda m: m.pop("card")), "card"),
         (lambda f: edit(f, lambda m: m["card"].update(preprocessing={"resize": "sideways"})), "sideways"),
         (lambda f: edit(f, lambda m: m.update(name=3)), "3 is not a text"),
-        (lambda f: edit(f, lambda m: m.update(graphs={})), "source"),
-        (lambda f: edit(f, lambda m: m["graphs"].update(source="graphs/other.onnx")), "among the files"),
+        (lambda f: edit(f, lambda m: m.update(graphs={})), "no graphs"),
+        (lambda f: edit(f, lambda m: m["graphs"]["model"].update(files={})), "called source"),
+        (lambda f: edit(f, lambda m: m["graphs"]["model"].update(sample="x.npz")), "among the files"),
+        (lambda f: edit(f, name_other_file), "among the files"),
         (lambda f: edit(f, lambda m: m["files"].update({"../x": m["files"]["verify.json"]})), "outside"),
         (
             lambda f: edit(f, lambda m: m["files"].update({"/etc/hosts": m["files"]["verify.json"]})),
@@ -144,8 +150,8 @@ def test_a_failing_export_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_malformed_manifest_is_never_published(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="source"):
-        tiny.write_bundle(tmp_path / "new", graphs={"onnxruntime": "graphs/source.onnx"})
+    with pytest.raises(BundleError, match="no graphs"):
+        tiny.write_bundle(tmp_path / "new", graphs={})
     assert left_in(tmp_path) == []
 
 
