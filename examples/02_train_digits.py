@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from digits import nets, scenes
+from digits import nets, optimization, scenes
 from digits.distillation import Distillation
 
 PICTURES_PER_EPOCH = 1400
-WARM_UP = 0.1  # of all steps
 LABEL_SMOOTHING = 0.1
 # The first pictures are easy and become the real ones over this share of the epochs. Begun with the real
 # ones, all four networks stay at chance for hundreds of steps: nothing tells them that there is a digit.
@@ -62,10 +61,8 @@ def train(chosen: nets.Net, epochs: int, pictures: int, seed: int, start: Path |
     if start is None:
         initialise(module)
     lesson = Distillation(module, nets.trained(chosen.teacher)) if chosen.teacher else Labelled(module)
-    groups = parameter_groups(lesson, chosen.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=chosen.learning_rate)
     steps = epochs * -(-pictures // chosen.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
+    optimizer, schedule = optimization.prepare(lesson, chosen.learning_rate, chosen.weight_decay, steps)
     with Progress() as progress:
         task = progress.add_task(chosen.name, total=steps)
         for epoch in range(epochs):
@@ -132,32 +129,6 @@ def plane_waves(side: int, channels: int) -> Tensor:
     waves = torch.cat([phases.sin(), phases.cos()], dim=1)
     rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices and kernels only: not on biases, norms, scales and position tables."""
-    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    decayed = [p for n, p in trained if p.ndim > 1 and not n.endswith(NOT_DECAYED)]
-    rest = [p for n, p in trained if p.ndim <= 1 or n.endswith(NOT_DECAYED)]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-NOT_DECAYED = (
-    "relative_position_bias_table",
-    "attention_biases",
-    "pos_embed",
-    "cls_token",
-    "dist_token",
-    "token_mask",
-)
-
-
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    warm = max(1, int(WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (step - warm) / max(1, steps - warm))).item())
 
 
 if __name__ == "__main__":
