@@ -12,7 +12,15 @@ from typing import Any, Literal, get_args
 
 from saccade.errors import BundleError
 
-Task = Literal["classification", "embedding", "features"]
+Task = Literal[
+    "classification",
+    "embedding",
+    "features",
+    "detection",
+    "instance_segmentation",
+    "semantic_segmentation",
+    "depth",
+]
 Resampler = Literal["pillow-bilinear", "pillow-bicubic", "opencv-bilinear"]
 Resize = Literal["shorter", "stretch", "fit"]
 
@@ -46,6 +54,7 @@ class Card:
 
     `parameters` and `multiply_accumulates` are counts for one picture at `preprocessing.input_size_hw`;
     `top1` is the published ImageNet-1k accuracy in percent at that size, None where nothing was published.
+    `unit` is that of depths: "metre", or "relative" where it is not known.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Card:
     task: Task = "classification"
     preprocessing: Preprocessing = Preprocessing()
     labels: tuple[str, ...] = ()
+    unit: str = ""
     parameters: int | None = None
     multiply_accumulates: int | None = None
     top1: float | None = None
