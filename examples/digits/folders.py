@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +19,44 @@ ANNOTATIONS = "annotations.json"
 IMAGES, LABEL_MAPS = "images", "labels"
 
 
-def write_coco(scenes: Iterable[Scene], folder: Path) -> Path:
-    """Write `folder`/images/000000.png ... and return `folder`/annotations.json in COCO's format.
-
-    Category ids are 1..10 in the order of the labels; masks are uncompressed run lengths, which pycocotools
-    reads without having written them.
-    """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+def write_coco(scenes: Sequence[Scene], folder: Path) -> Path:
+    """Write `folder`/images/000000.png ... and return `folder`/annotations.json in COCO's format."""
     for index, scene in enumerate(scenes):
-        name = _write_picture(scene.image, folder / IMAGES, index)
-        height, width = scene.image.shape[:2]
-        images.append({"id": index, "file_name": name, "height": height, "width": width})
-        annotations += [
-            {"id": len(annotations) + 1 + place, "image_id": index, **annotation}
-            for place, annotation in enumerate(_annotations(scene))
-        ]
-    categories = [{"id": index, "name": name} for index, name in enumerate(LABELS, start=1)]
+        _write_picture(scene.image, folder / IMAGES / _file_name(index))
     path = folder / ANNOTATIONS
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    partial.write_text(json.dumps(coco(scenes)))
     os.replace(partial, path)
     return path
 
 
-def write_semantic(scenes: Iterable[Scene], folder: Path) -> Path:
+def write_semantic(scenes: Sequence[Scene], folder: Path) -> Path:
     """Write `folder`/images/000000.png ... and, named alike, 8-bit label maps in `folder`/labels."""
     for index, scene in enumerate(scenes):
-        _write_picture(scene.image, folder / IMAGES, index)
-        _write_picture(scene.semantic, folder / LABEL_MAPS, index)
+        _write_picture(scene.image, folder / IMAGES / _file_name(index))
+        _write_picture(scene.semantic, folder / LABEL_MAPS / _file_name(index))
     return folder
+
+
+def coco(scenes: Sequence[Scene]) -> dict[str, Any]:
+    """The scenes' truth as a COCO annotation file has it. An image's id is its place in `scenes`.
+
+    Category ids are 1..10 in the order of the labels; masks are uncompressed run lengths, which pycocotools
+    reads without having written them.
+    """
+    annotations = [
+        {"image_id": index, **annotation}
+        for index, scene in enumerate(scenes)
+        for annotation in _annotations(scene)
+    ]
+    return {
+        "images": [
+            {"id": index, "file_name": _file_name(index), "height": height, "width": width}
+            for index, (height, width) in enumerate(scene.image.shape[:2] for scene in scenes)
+        ],
+        "annotations": [{"id": number, **each} for number, each in enumerate(annotations, start=1)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(LABELS, start=1)],
+    }
 
 
 def run_lengths(mask: npt.NDArray[np.bool_]) -> dict[str, list[int]]:
@@ -73,8 +81,10 @@ def _annotations(scene: Scene) -> list[dict[str, Any]]:
     ]
 
 
-def _write_picture(pixels: Pixels, folder: Path, index: int) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{index:06}.png"
-    Image.fromarray(pixels).save(folder / name)
-    return name
+def _file_name(index: int) -> str:
+    return f"{index:06}.png"
+
+
+def _write_picture(pixels: Pixels, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
