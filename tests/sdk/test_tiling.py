@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise, product
 
 import numpy as np
@@ -43,6 +44,7 @@ def seen(
     )
 
 
+@cache
 def outline(truth: Truth) -> NDArray[np.bool_]:
     left, top, right, bottom, _ = truth
     rows, columns = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]] + 0.5
