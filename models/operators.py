@@ -3,9 +3,9 @@
 One operator is one node of domain `saccade` in an exported graph. The same file carries the node's
 definition as an ONNX local function, `Operator.body`, in ONNX's text form: ONNX Runtime inlines it, TensorRT
 inlines it or binds the plugin of the same name over it. `saccade.models.attention` holds the same
-arithmetic in torch and emits the nodes.
+arithmetic in torch and emits the nodes; for `BatchedNMS` that is `saccade.models.heads.nms`.
 
-Layout is (B, H, W, C) everywhere and grids are never padded by the caller: padding, masks and gather
+Layout of the attention operators is (B, H, W, C) everywhere and grids are never padded by the caller: padding, masks and gather
 indices follow from the dimensions, so a body is right for any size, and folds to constants where the size
 is fixed. Keys and values arrive projected, once per token, as (B, H, W, 2C): keys first.
 
@@ -31,7 +31,7 @@ PLUGIN_ATTRIBUTES: Mapping[str, str | int] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Name, input names in order, int attributes (all required), and the ONNX function as text."""
+    """Name, input names in order, attributes (all required), and the ONNX function as text."""
 
     name: str
     inputs: tuple[str, ...]
@@ -393,6 +393,40 @@ _SEEDED_WINDOW = f"""
     {_merged_queries()}
 """
 
+_BATCHED_NMS = """
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    four = Constant <value_ints = [4]> ()
+    flat = Constant <value_ints = [-1]> ()
+    kept_scalar = Constant <value_int: int = @kept> ()
+    kept_1d = Unsqueeze (kept_scalar, zero)
+    iou = Constant <value_float: float = @iou_threshold> ()
+    least = Constant <value_float: float = @score_threshold> ()
+    batch = Shape <start = 0, end = 1> (scores)
+    count = Shape <start = 2, end = 3> (scores)
+    item_boxes_shape = Concat <axis = 0> (flat, count, four)
+    item_boxes = Reshape (boxes, item_boxes_shape)
+    item_scores_shape = Concat <axis = 0> (flat, one, count)
+    item_scores = Reshape (scores, item_scores_shape)
+    selected = NonMaxSuppression (item_boxes, item_scores, kept_1d, iou, least)
+    item, class, box = Split <axis = 1, num_outputs = 3> (selected)
+    item_start = Mul (item, count)
+    position = Add (item_start, box)
+    all_scores = Reshape (scores, flat)
+    survivors = GatherND (all_scores, position)
+    size = Shape (all_scores)
+    nothing = Expand (least, size)
+    alive = ScatterND (nothing, position, survivors)
+    rows = Concat <axis = 0> (batch, flat)
+    alive_rows = Reshape (alive, rows)
+    fill_shape = Concat <axis = 0> (batch, kept_1d)
+    fill = Expand (least, fill_shape)
+    filled = Concat <axis = 1> (alive_rows, fill)
+    best, index = TopK (filled, kept_1d)
+    found = Greater (best, least)
+    y = Where (found, index, flat)
+"""
+
 SHIFTED_WINDOW_ATTENTION = Operator(
     "ShiftedWindowAttention",
     ("qkv", "qkv_pad", "position_bias"),
@@ -425,6 +459,15 @@ SEEDED_WINDOW_ATTENTION = Operator(
     "own seeds and one key window each, without padding.",
     _SEEDED_WINDOW,
 )
+BATCHED_NMS = Operator(
+    "BatchedNMS",
+    ("boxes", "scores"),
+    ("iou_threshold", "score_threshold", "kept"),
+    "boxes (B, G, N, 4), scores (B, G, N) -> (B, kept) int64: greedy suppression within each group where "
+    "IoU > iou_threshold, among scores > score_threshold; what survives in all groups, by falling score, as "
+    "an index into the (G, N) of its picture, -1 after the last.",
+    _BATCHED_NMS,
+)
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
@@ -434,6 +477,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             TOKEN_ATTENTION,
             WINDOW_CROSS_ATTENTION,
             SEEDED_WINDOW_ATTENTION,
+            BATCHED_NMS,
         )
     }
 )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from saccade.models.operators import BATCHED_NMS, DOMAIN, PLUGIN_ATTRIBUTES, VERSION
+
 
 def batched_nms(boxes: Tensor, scores: Tensor, *, iou: float, score: float, kept: int) -> Tensor:
     """Indices of what survives, by falling score. boxes (B, G, N, 4), scores (B, G, N) -> (B, kept) int64.
@@ -17,6 +19,15 @@ def batched_nms(boxes: Tensor, scores: Tensor, *, iou: float, score: float, kept
     Boxes suppress within their group where IoU > `iou`; those with scores not above `score` take no part.
     An index counts through the flattened (G, N) of its picture; -1 follows the last one.
     """
+    if torch.compiler.is_exporting():
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{BATCHED_NMS.name}",
+            (boxes, scores),
+            attrs={"iou_threshold": iou, "score_threshold": score, "kept": kept, **PLUGIN_ATTRIBUTES},
+            dtype=torch.int64,
+            shape=(scores.shape[0], kept),
+            version=VERSION,
+        )
     rows = [_survivors(b, s, iou, score)[:kept] for b, s in zip(boxes, scores, strict=True)]
     result = scores.new_full((len(rows), kept), -1, dtype=torch.int64)
     for i, row in enumerate(rows):

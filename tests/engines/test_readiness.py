@@ -223,20 +223,21 @@ def test_every_saccade_operator_is_inside_the_table() -> None:
     """The bodies alone, with inputs of free size: whatever a model feeds them."""
     for operator in OPERATORS.values():
         function = onnx.parser.parse_function(operator.body)
-        types = {"qkv_pad": 1, "kv_pad": 1, "position_bias": 3}
+        types = {"qkv_pad": 1, "kv_pad": 1, "position_bias": 3, "scores": 3}
         inputs = [
             helper.make_tensor_value_info(
                 name, onnx.TensorProto.FLOAT, [f"{name}{i}" for i in range(types.get(name, 4))]
             )
             for name in operator.inputs
         ]
-        attributes = dict.fromkeys(operator.attributes, 1)
+        attributes = {name: 0.5 if "threshold" in name else 1 for name in operator.attributes}
         node = helper.make_node(operator.name, operator.inputs, ["y"], domain=DOMAIN, **attributes)
-        output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, list("bhwc"))
-        graph = helper.make_graph([node], "g", inputs, [output])
+        graph = helper.make_graph([node], "g", inputs, [helper.make_empty_tensor_value_info("y")])
         imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
         report = check(helper.make_model(graph, functions=[function], opset_imports=imports))
-        assert report.ok, list(report.text())
+        assert not report.refused, list(report.text())
+        # The K of its TopK is an attribute that Unsqueeze makes a list: known once the body is folded.
+        assert report.ok is (operator.name != "BatchedNMS"), list(report.text())
 
 
 @pytest.mark.parametrize(("opset", "ok"), [(8, False), (9, True), (24, True), (25, False)])
