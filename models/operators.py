@@ -5,9 +5,10 @@ definition as an ONNX local function, `Operator.body`, in ONNX's text form: ONNX
 inlines it or binds the plugin of the same name over it. `saccade.models.attention` holds the same
 arithmetic in torch and emits the nodes; for `BatchedNMS` that is `saccade.models.heads.nms`.
 
-Layout of the attention operators is (B, H, W, C) everywhere and grids are never padded by the caller: padding, masks and gather
-indices follow from the dimensions, so a body is right for any size, and folds to constants where the size
-is fixed. Keys and values arrive projected, once per token, as (B, H, W, 2C): keys first.
+Layout of the attention operators is (B, H, W, C) everywhere and grids are never padded by the caller:
+padding, masks and gather indices follow from the dimensions, so a body is right for any size, and folds to
+constants where the size is fixed. Keys and values arrive projected, once per token, as (B, H, W, 2C): keys
+first.
 
 Windows are gathered by index from the flattened grid with one extra row appended, the row that a padded
 token has. That makes shift, padding, partition and their inverses two Gather nodes.
