@@ -21,11 +21,13 @@ SACCADE = [
     "Classification",
     "Classifier",
     "ClosedError",
+    "DeadlineError",
     "EngineError",
     "EngineMismatch",
     "ExportError",
     "InputError",
     "MissingDependency",
+    "OverloadedError",
     "Predictor",
     "SaccadeError",
     "UsageError",
@@ -34,6 +36,7 @@ SACCADE = [
 ]
 # Modules whose public names others import by path.
 MODULES = {
+    "saccade.batching": {"Batcher", "Limits", "Statistics"},
     "saccade.bundle": {"Bundle", "SCHEMA", "read", "resolve", "write"},
     "saccade.engines.engine": {"Engine", "EngineOptions", "TensorSpec", "open_engine", "resolve_engine"},
     "saccade.evaluation": {"Report", "Table", "evaluate"},

@@ -9,6 +9,8 @@ SaccadeError
     ExportError           a model could not be turned into a verified graph
     EngineError           an engine failed while loading or running
         ClosedError       use after close, or in a forked child
+    OverloadedError       more requests wait than may
+    DeadlineError         no answer within the time that was given
     MissingDependency     an optional package is needed; the message has the install line
 
 Each class carries the CLI's exit code and the server's HTTP status, so neither needs a table.
@@ -70,6 +72,20 @@ class EngineError(SaccadeError):
 
 class ClosedError(EngineError):
     """A predictor or engine used after `close()`, or in a process forked from its owner."""
+
+
+class OverloadedError(SaccadeError):
+    """A queue is full: nothing was started, the same request may be sent again later."""
+
+    exit_code = 9
+    http_status = 503
+
+
+class DeadlineError(SaccadeError):
+    """There was no answer within the time that the caller gave."""
+
+    exit_code = 10
+    http_status = 504
 
 
 class MissingDependency(SaccadeError):

@@ -1,0 +1,256 @@
+"""Many small requests, few large runs: the micro-batcher that servers and embedded predictors share.
+
+Requests whose tensors have the same shapes, their first axis aside, wait in one bucket. A worker takes the
+bucket whose first request has waited longest, joins what is there along the first axis, runs it, and hands
+everyone their own rows. With `max_delay_ms` 0 nobody waits for company: batches form of what arrives while
+the engine is busy.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade.engines.engine import Arrays
+from saccade.errors import ClosedError, DeadlineError, EngineError, InputError, OverloadedError, UsageError
+
+__all__ = ["Batcher", "Limits", "Statistics"]
+
+Outputs: TypeAlias = dict[str, NDArray[Any]]
+Bucket: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """max_rows: of one run; a request with more runs alone. max_delay_ms: how long a request waits for
+    company while the engine is free. max_queue_rows: beyond them a request is refused (OverloadedError)."""
+
+    max_rows: int = 8
+    max_delay_ms: float = 0.0
+    max_queue_rows: int = 256
+
+    def __post_init__(self) -> None:
+        if self.max_rows < 1 or self.max_delay_ms < 0 or self.max_queue_rows < self.max_rows:
+            raise UsageError(
+                f"{self}: a run has at least one row, the delay is not negative, and the queue holds at "
+                "least one full run"
+            )
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Sums since the batcher began. rows_by_run: how many runs had so many rows. Times are nanoseconds."""
+
+    requests: int = 0
+    rows: int = 0
+    runs: int = 0
+    failures: int = 0
+    refused: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    queue_ns: int = 0
+    compute_ns: int = 0
+    rows_by_run: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Request:
+    feeds: Arrays
+    rows: int
+    future: Future[Outputs]
+    queued_ns: int
+    deadline_ns: int | None
+
+
+class Batcher:
+    """Runs `run` on joined requests in a thread of its own. Thread-safe; use it in a `with`, or close it.
+
+    run: takes arrays by name that share their first axis, and returns arrays whose first axis is the same.
+    `Engine.run` is one. An exception that it raises reaches everyone whose rows were in the run.
+    """
+
+    def __init__(self, run: Callable[[Arrays], Mapping[str, NDArray[Any]]], limits: Limits | None = None):
+        self.limits = limits or Limits()
+        self._run = run
+        self._buckets: dict[Bucket, deque[_Request]] = {}
+        self._queued_rows = 0
+        self._closing = False
+        self._state = threading.Condition()
+        self._statistics = Statistics()
+        self._worker = threading.Thread(target=self._work, name="saccade-batcher", daemon=True)
+        self._worker.start()
+
+    def submit(self, feeds: Arrays, *, timeout_ms: float | None = None) -> Future[Outputs]:
+        """Queue `feeds`, arrays of n rows each; the future's result holds the n rows of every output.
+
+        timeout_ms: from now; who is still in the queue then gets DeadlineError. `future.cancel()` takes a
+        request out of the queue. Raises OverloadedError when the queue is full, ClosedError after `close`,
+        InputError for arrays that share no first axis.
+        """
+        rows = _rows(feeds)
+        now = time.monotonic_ns()
+        deadline = None if timeout_ms is None else now + int(timeout_ms * 1e6)
+        request = _Request(feeds, rows, Future(), now, deadline)
+        with self._state:
+            if self._closing:
+                raise ClosedError("the batcher is closed")
+            if self._queued_rows and self._queued_rows + rows > self.limits.max_queue_rows:
+                self._statistics.refused += 1
+                raise OverloadedError(
+                    f"{self._queued_rows} rows are waiting and {self.limits.max_queue_rows} may: "
+                    "try again later"
+                )
+            self._buckets.setdefault(_bucket(feeds), deque()).append(request)
+            self._queued_rows += rows
+            self._statistics.requests += 1
+            self._state.notify()
+        return request.future
+
+    def run(self, feeds: Arrays, *, timeout_ms: float | None = None) -> Outputs:
+        """`submit`, and wait. DeadlineError also when the run itself takes longer than `timeout_ms`."""
+        future = self.submit(feeds, timeout_ms=timeout_ms)
+        try:
+            return future.result(None if timeout_ms is None else timeout_ms / 1e3)
+        except TimeoutError:
+            future.cancel()
+            raise DeadlineError(f"no answer within {timeout_ms} ms") from None
+
+    def statistics(self) -> Statistics:
+        """A copy of the sums so far."""
+        with self._state:
+            copied = Statistics(*(getattr(self._statistics, name) for name in Statistics.__slots__))
+            copied.rows_by_run = dict(self._statistics.rows_by_run)
+            return copied
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait now."""
+        return self._queued_rows
+
+    def close(self) -> None:
+        """Answer everything that is queued, then stop. Twice is fine."""
+        with self._state:
+            self._closing = True
+            self._state.notify()
+        self._worker.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        while batch := self._next():
+            self._answer(batch)
+
+    def _next(self) -> list[_Request]:
+        """The requests of the next run, already marked as running; none when closed and empty."""
+        with self._state:
+            while True:
+                while not self._buckets and not self._closing:
+                    self._state.wait()
+                if not self._buckets:
+                    return []
+                bucket = min(self._buckets, key=lambda each: self._buckets[each][0].queued_ns)
+                waiting = self._patience_ns(self._buckets[bucket])
+                if waiting > 0 and not self._closing:
+                    self._state.wait(waiting / 1e9)
+                    continue
+                if batch := self._take(bucket):
+                    return batch
+
+    def _patience_ns(self, queue: Sequence[_Request]) -> int:
+        """How long its first request would still wait for company; 0 where a run is full."""
+        if sum(request.rows for request in queue) >= self.limits.max_rows:
+            return 0
+        return queue[0].queued_ns + int(self.limits.max_delay_ms * 1e6) - time.monotonic_ns()
+
+    def _take(self, bucket: Bucket) -> list[_Request]:
+        """As many requests of the bucket, in their order, as fit one run; the cancelled and late fall out."""
+        queue, batch, rows = self._buckets[bucket], list[_Request](), 0
+        now = time.monotonic_ns()
+        while queue and (not batch or rows + queue[0].rows <= self.limits.max_rows):
+            request = queue.popleft()
+            self._queued_rows -= request.rows
+            if not request.future.set_running_or_notify_cancel():
+                self._statistics.cancelled += 1
+            elif request.deadline_ns is not None and now > request.deadline_ns:
+                self._statistics.expired += 1
+                waited = (now - request.queued_ns) / 1e6
+                request.future.set_exception(DeadlineError(f"still queued after {waited:.0f} ms: too late"))
+            else:
+                self._statistics.queue_ns += now - request.queued_ns
+                batch.append(request)
+                rows += request.rows
+        if not queue:
+            del self._buckets[bucket]
+        return batch
+
+    def _answer(self, batch: list[_Request]) -> None:
+        rows = sum(request.rows for request in batch)
+        begun = time.monotonic_ns()
+        try:
+            outputs = self._run(_joined([request.feeds for request in batch]))
+            parts = _split(outputs, [request.rows for request in batch])
+        except Exception as error:  # whatever the engine raises is the answer
+            self._count(rows, len(batch), time.monotonic_ns() - begun)
+            for request in batch:
+                request.future.set_exception(error)
+            return
+        self._count(rows, 0, time.monotonic_ns() - begun)
+        for request, part in zip(batch, parts, strict=True):
+            request.future.set_result(part)
+
+    def _count(self, rows: int, failures: int, compute_ns: int) -> None:
+        with self._state:
+            sums = self._statistics
+            sums.runs += 1
+            sums.rows += rows
+            sums.failures += failures
+            sums.compute_ns += compute_ns
+            sums.rows_by_run[rows] = sums.rows_by_run.get(rows, 0) + 1
+
+
+def _rows(feeds: Arrays) -> int:
+    counts = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+    if len(counts) != 1 or 0 in counts:
+        shapes = {name: array.shape for name, array in feeds.items()}
+        raise InputError(f"all inputs must share a first axis of at least one row: {shapes}")
+    return counts.pop()
+
+
+def _bucket(feeds: Arrays) -> Bucket:
+    return tuple(sorted((name, array.dtype.str, array.shape[1:]) for name, array in feeds.items()))
+
+
+def _joined(feeds: Sequence[Arrays]) -> Arrays:
+    if len(feeds) == 1:
+        return feeds[0]
+    return {name: np.concatenate([each[name] for each in feeds]) for name in feeds[0]}
+
+
+def _split(outputs: Mapping[str, NDArray[Any]], rows: Sequence[int]) -> list[Outputs]:
+    total = sum(rows)
+    for name, array in outputs.items():
+        if array.shape[:1] != (total,):
+            raise EngineError(f"output {name!r} of {total} rows has the shape {array.shape}")
+    if len(rows) == 1:
+        return [dict(outputs)]
+    ends = np.cumsum(rows)[:-1]
+    columns = {name: np.split(array, ends) for name, array in outputs.items()}
+    return [{name: column[index] for name, column in columns.items()} for index in range(len(rows))]
