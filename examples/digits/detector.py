@@ -107,6 +107,11 @@ def untrained() -> Detector:
     return detector
 
 
+def trained() -> Detector:
+    """The detector with its committed weights, in eval mode."""
+    return cast(Detector, create(NET.model, NET.weights, **NET.config))
+
+
 def batch(scenes: Sequence[Scene]) -> tuple[Tensor, list[Truth]]:
     """Scenes of one size as a detector's input (B, 3, H, W) and what it should answer."""
     truths = [

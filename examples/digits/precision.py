@@ -54,6 +54,13 @@ def detect(detector: Detector, scenes: Sequence[Scene], batch: int = 10) -> list
     return found
 
 
+def truth(scene: Scene) -> Detections:
+    """What is right, as a detector would say it."""
+    names = tuple(LABELS[label] for label in scene.labels)
+    scores, masks = np.ones(len(scene), np.float32), Masks.from_array(scene.masks)
+    return Detections(scene.boxes_xyxy, scores, names, scene.labels, masks.size_hw, masks)
+
+
 def average_precision(found: Sequence[Detections], scenes: Sequence[Scene]) -> Precision:
     """COCO's figures over all classes; `found` are the detections in each of `scenes`."""
     rows = [row for index, each in enumerate(found) for row in each.to_coco(index)]
@@ -61,13 +68,13 @@ def average_precision(found: Sequence[Detections], scenes: Sequence[Scene]) -> P
         return Precision(0.0, 0.0, 0.0, 0.0)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 under NumPy 2
-        truth = COCO()
-        truth.dataset = folders.coco(scenes)
-        truth.createIndex()
-        results = truth.loadRes(rows)
+        annotated = COCO()
+        annotated.dataset = folders.coco(scenes)
+        annotated.createIndex()
+        results = annotated.loadRes(rows)
         figures = []
         for kind in ("bbox", "segm"):
-            evaluation = COCOeval(truth, results, kind)
+            evaluation = COCOeval(annotated, results, kind)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
