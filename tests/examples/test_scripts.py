@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from digits import nets
+from digits import detector, nets
 from saccade import bundle
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -58,6 +58,15 @@ def test_compare_engines() -> None:
 @pytest.mark.slow
 def test_break_naive_conversions() -> None:
     assert "naive int8" in run("04_break_naive_conversions.py", "deepmad", "--pictures", "20")
+
+
+def test_train_detector(tmp_path: Path) -> None:
+    weights = tmp_path / "detector.safetensors"
+    short = ["--steps", "2", "--validation", "2", "--held-out", "2"]
+    said = run("05_train_detector.py", *short, "--out", str(weights))
+    assert "step 2/2" in said
+    assert "2 held-out scenes: box AP" in said
+    assert nets.stored_config(weights) == detector.NET.config
 
 
 def test_demo(tmp_path: Path) -> None:
