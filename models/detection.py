@@ -22,6 +22,7 @@ from saccade.models.heads.mask_head import MaskHead
 from saccade.models.heads.roi_align import Form
 from saccade.models.heads.roi_head import DetectionLimits, Pooling, RoIHead, Stds
 from saccade.models.heads.rpn import ProposalLimits, RPNHead
+from saccade.models.simple_pyramid import SimplePyramid
 
 # Units of the box deltas, stage by stage; Mask R-CNN has the first stage only.
 STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
@@ -115,8 +116,7 @@ def detector(
     )
     trunk_state = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
     trunk = create(architecture, trunk_state or None, features=True, **(backbone or {}))
-    widths, finer = cast("tuple[int, ...]", trunk.channels), cast("tuple[int, ...]", trunk.strides)
-    strides = (*finer, 2 * finer[-1])
+    neck, strides = _neck(trunk, sizes.channels)
     rpn_head = RPNHead(
         sizes.channels,
         strides=strides,
@@ -129,10 +129,10 @@ def detector(
         [_mask_head(sizes) for _ in stds if sizes.masks],
         cascade=cascade,
         stds=stds,
-        pooling=Pooling(finer, box_size, mask_size, roi_align),
+        pooling=Pooling(strides[:-1], box_size, mask_size, roi_align),
         limits=DetectionLimits(score_threshold, iou_threshold, detections),
     )
-    model = Detector(trunk, FPN(widths, sizes.channels), rpn_head, roi_head)
+    model = Detector(trunk, neck, rpn_head, roi_head)
     if checkpoint is not None:
         family = "Cascade Mask R-CNN" if cascade else "Mask R-CNN"
         load_strict(model, state, what=f"{family} over {architecture}", ignore=_is_backbone)
@@ -213,6 +213,15 @@ def _sizes_in(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return sum(re.fullmatch(pattern, key) is not None for key in state)
+
+
+def _neck(backbone: nn.Module, channels: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """The pyramid that suits the backbone's maps, and the strides of its five levels."""
+    widths = cast("tuple[int, ...]", backbone.channels)
+    strides = cast("tuple[int, ...]", backbone.strides)
+    if len(set(strides)) == 1:  # a plain vision transformer
+        return SimplePyramid(widths[-1], channels), tuple(strides[-1] * 2**i // 4 for i in range(5))
+    return FPN(widths, channels), (*strides, 2 * strides[-1])
 
 
 def _box_head(sizes: HeadSizes, size: int) -> BoxHead:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-__all__ = ["imagenet_1k"]
+__all__ = ["ade20k_150", "coco_80", "imagenet_1k"]
 
 
 @cache
@@ -14,5 +14,21 @@ def imagenet_1k() -> tuple[str, ...]:
 
     The first WordNet lemma of each class, except where two classes share it.
     """
-    text = files("saccade.models").joinpath("data/imagenet_1k.txt").read_text(encoding="utf-8")
+    return _lines("imagenet_1k.txt")
+
+
+@cache
+def coco_80() -> tuple[str, ...]:
+    """COCO's 80 classes of objects (Lin et al., arXiv 1405.0312) by their place in detectors' outputs."""
+    return _lines("coco_80.txt")
+
+
+@cache
+def ade20k_150() -> tuple[str, ...]:
+    """The 150 classes of ADE20K's scene parsing benchmark (Zhou et al., arXiv 1608.05442), in its order."""
+    return _lines("ade20k_150.txt")
+
+
+def _lines(file: str) -> tuple[str, ...]:
+    text = files("saccade.models").joinpath(f"data/{file}").read_text(encoding="utf-8")
     return tuple(text.splitlines())
