@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 
 from saccade.errors import UsageError
-from saccade.models.cards import clip, deepmad, detection, nvit, swin, timm
+from saccade.models.cards import clip, deepmad, dense, detection, nvit, swin, timm
 from saccade.models.entry import Entry
 
 __all__ = ["ENTRIES", "Entry", "entry", "names"]
 
 ENTRIES: dict[str, Entry] = {
-    each.card.name: each for family in (swin, nvit, deepmad, timm, clip, detection) for each in family.ENTRIES
+    each.card.name: each
+    for family in (swin, nvit, deepmad, timm, clip, detection, dense)
+    for each in family.ENTRIES
 }
 
 
