@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from saccade.loading import load
     from saccade.models.card import Card
     from saccade.predictors.classification import Classifier
+    from saccade.predictors.detection import Detector, InstanceSegmenter
     from saccade.predictors.predictor import Predictor
     from saccade.results.classification import Classification
+    from saccade.results.detections import Detections
 
 __all__ = [
     "BundleError",
@@ -44,10 +46,13 @@ __all__ = [
     "Classifier",
     "ClosedError",
     "DeadlineError",
+    "Detections",
+    "Detector",
     "EngineError",
     "EngineMismatch",
     "ExportError",
     "InputError",
+    "InstanceSegmenter",
     "MissingDependency",
     "OverloadedError",
     "Predictor",
@@ -61,6 +66,9 @@ _HOME = {
     "Card": "saccade.models.card",
     "Classification": "saccade.results.classification",
     "Classifier": "saccade.predictors.classification",
+    "Detections": "saccade.results.detections",
+    "Detector": "saccade.predictors.detection",
+    "InstanceSegmenter": "saccade.predictors.detection",
     "draw": "saccade.drawing",
     "load": "saccade.loading",
     "Predictor": "saccade.predictors.predictor",

@@ -25,7 +25,11 @@ __all__ = ["load"]
 
 logger = logging.getLogger("saccade")
 
-PREDICTORS: Mapping[str, str] = {"classification": "saccade.predictors.classification:Classifier"}
+PREDICTORS: Mapping[str, str] = {
+    "classification": "saccade.predictors.classification:Classifier",
+    "detection": "saccade.predictors.detection:Detector",
+    "instance_segmentation": "saccade.predictors.detection:InstanceSegmenter",
+}
 _SMALL = 4 * 2**20  # bytes; files up to this are hashed before anything parses them
 CARD_KEY = "saccade.card"  # in an ONNX file's metadata_props
 

@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 # The module that draws each kind of result: `draw(image, result, top) -> PIL image`.
 _MODULES: Mapping[str, str] = {
     "Classification": "saccade.drawing.bars",
+    "Detections": "saccade.drawing.boxes",
 }
 
 
-def draw(image: Picture, result: Result, top: int = 5) -> Image.Image:
+def draw(image: Picture, result: Result, top: int | None = None) -> Image.Image:
     """The picture with its result on it: a new PIL image of mode RGB.
 
-    A classification gives its `top` best classes as bars below the picture.
+    A classification gives its `top` best classes (5) as bars below the picture; detections give boxes, masks
+    and labels, all or the `top` best.
     """
     kind = type(result).__name__
     if kind not in _MODULES:
         raise UsageError(f"a {kind} cannot be drawn; these can: {', '.join(_MODULES)}")
     drawing: Any = importlib.import_module(_MODULES[kind])
-    drawn: Image.Image = drawing.draw(image, result, top)
+    drawn: Image.Image = drawing.draw(image, result) if top is None else drawing.draw(image, result, top)
     return drawn

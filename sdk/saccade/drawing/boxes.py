@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from saccade.palette import class_colours
 from saccade.pictures import Picture, RgbArray, decode
 from saccade.results.detections import Detections
 from saccade.results.masks import Crop
@@ -17,15 +18,13 @@ if TYPE_CHECKING:
 
     Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-__all__ = ["colour", "draw"]
+__all__ = ["draw"]
 
 Rgb: TypeAlias = tuple[int, int, int]
 Area: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 _SIDES = (480, 2560)  # pixels of the longer side; smaller pictures are enlarged, larger ones reduced
 _OPACITY = 0.45  # of a mask
-_GOLDEN_ANGLE = 137.508  # degrees; each further colour lands in the largest gap between the earlier ones
-_CHROMA, _LIGHTNESS = 0.14, (0.62, 0.74, 0.54)  # of OKLCH: colours that look equally bright
 _HIDDEN_LABEL = 10  # times as bad as a label in another object's box
 _DARK, _LIGHT = (16, 18, 22), (255, 255, 255)
 _WARNING = (196, 43, 28)
@@ -51,34 +50,8 @@ def draw(image: Picture, result: Detections, top: int | None = None) -> Image.Im
     return sheet
 
 
-def colour(index: int) -> Rgb:
-    """The colour of a class: neighbours far apart, all about equally bright.
-
-    >>> colour(0), colour(1)
-    ((82, 133, 217), (203, 99, 68))
-    """
-    angle = np.deg2rad(260 + _GOLDEN_ANGLE * index)
-    lightness = _LIGHTNESS[index // 8 % len(_LIGHTNESS)]
-    return _srgb(lightness, float(_CHROMA * np.cos(angle)), float(_CHROMA * np.sin(angle)))
-
-
-_FROM_OKLAB = np.array([
-    [1.0, 0.3963377774, 0.2158037573],
-    [1.0, -0.1055613458, -0.0638541728],
-    [1.0, -0.0894841775, -1.2914855480],
-])  # fmt: skip
-_TO_LINEAR_RGB = np.array([
-    [4.0767416621, -3.3077115913, 0.2309699292],
-    [-1.2684380046, 2.6097574011, -0.3413193965],
-    [-0.0041960863, -0.7034186147, 1.7076147010],
-])  # fmt: skip
-
-
-def _srgb(lightness: float, a: float, b: float) -> Rgb:
-    """From OKLab (B. Ottosson, 2020) to sRGB of 8 bits."""
-    linear = (_TO_LINEAR_RGB @ (_FROM_OKLAB @ (lightness, a, b)) ** 3).clip(0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    red, green, blue = np.round(encoded * 255).astype(int).tolist()
+def _colour(index: int) -> Rgb:
+    red, green, blue = class_colours(index + 1)[index].tolist()
     return red, green, blue
 
 
@@ -94,7 +67,7 @@ def _with_masks(picture: RgbArray, shown: Detections, thick: int) -> RgbArray:
     if shown.masks is None:
         return painted
     for row in range(len(shown) - 1, -1, -1):
-        _paint(painted, shown.masks.crop(row), colour(int(shown.indices[row])), thick)
+        _paint(painted, shown.masks.crop(row), _colour(int(shown.indices[row])), thick)
     return painted
 
 
@@ -135,7 +108,7 @@ def _draw_boxes(sheet: Image.Image, shown: Detections, scale: float) -> None:
     pen = ImageDraw.Draw(sheet)
     boxes: list[Area] = [tuple(box) for box in (shown.boxes_xyxy * scale).tolist()]
     style = _Style.of(sheet, boxes)
-    inks = [colour(index) for index in shown.indices.tolist()]
+    inks = [_colour(index) for index in shown.indices.tolist()]
     for box, ink in reversed(list(zip(boxes, inks, strict=True))):
         _draw_frame(pen, sheet, box, ink, style.line)
     placed: list[Area] = []

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # The module that measures each task: `evaluate(predictor, data, batch=, progress=, **its own) -> Report`.
 _MODULES: Mapping[str, str] = {
     "classification": "saccade.evaluation.classification",
+    "detection": "saccade.evaluation.coco",
+    "instance_segmentation": "saccade.evaluation.coco",
 }
 
 

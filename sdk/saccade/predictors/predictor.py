@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays, Engine, TensorSpec
 from saccade.errors import BundleError, EngineError, UsageError
-from saccade.media import Source, batched, open_source
+from saccade.media import Media, Source, batched, open_source
 from saccade.models.card import Card
 from saccade.pictures import Picture
 from saccade.preprocess import Batch, batches
@@ -95,21 +95,18 @@ class Predictor(Generic[Result]):
         source: a folder (the pictures are paths), a video file (RGB frames), or an iterable of pictures.
         batch_size: pictures per run. progress: a bar on standard error, on a terminal only.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
-        media = open_source(source)
-        return self._stream(media.pictures, media.total, batch_size, progress and sys.stderr.isatty())
+        return self._stream(source, batch_size, progress, self._predict)
 
     def _stream(
-        self, pictures: Any, total: int | None, batch_size: int, progress: bool
+        self,
+        source: Source,
+        batch_size: int,
+        progress: bool,
+        predict: Callable[[Sequence[Picture]], list[Result]],
     ) -> Iterator[tuple[Picture, Result]]:
-        done = 0
-        with _bar(progress) as advance:
-            for batch in batched(pictures, batch_size):
-                results = self._predict(batch)
-                done += len(batch)
-                advance(done, total)
-                yield from zip(batch, results, strict=True)
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
+        return _streamed(open_source(source), batch_size, progress and sys.stderr.isatty(), predict)
 
     def close(self) -> None:
         """Free the engines. Twice is fine."""
@@ -148,6 +145,18 @@ class Predictor(Generic[Result]):
                 f"{self.engine_name or 'the engine'} gave {what} of {self.card.name} that are not finite "
                 "numbers; a lower precision may have overflowed"
             )
+
+
+def _streamed(
+    media: Media, batch_size: int, progress: bool, predict: Callable[[Sequence[Picture]], list[Result]]
+) -> Iterator[tuple[Picture, Result]]:
+    done = 0
+    with _bar(progress) as advance:
+        for batch in batched(media.pictures, batch_size):
+            results = predict(batch)
+            done += len(batch)
+            advance(done, media.total)
+            yield from zip(batch, results, strict=True)
 
 
 def _check_inputs(inputs: Mapping[str, TensorSpec], card: Card) -> None:
