@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from saccade.drawing.labels import Area, place
 from saccade.palette import class_colours
 from saccade.pictures import Picture, RgbArray, decode
 from saccade.results.detections import Detections
@@ -21,11 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 Rgb: TypeAlias = tuple[int, int, int]
-Area: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 _SIDES = (480, 2560)  # pixels of the longer side; smaller pictures are enlarged, larger ones reduced
 _OPACITY = 0.45  # of a mask
-_HIDDEN_LABEL = 10  # times as bad as a label in another object's box
 _DARK, _LIGHT = (16, 18, 22), (255, 255, 255)
 _WARNING = (196, 43, 28)
 
@@ -115,7 +114,7 @@ def _draw_boxes(sheet: Image.Image, shown: Detections, scale: float) -> None:
     texts = [f"{label} {score:.2f}" for label, score in zip(shown.labels, shown.scores.tolist(), strict=True)]
     for text, box, ink in zip(texts, boxes, inks, strict=True):
         others = [other for other in boxes if other != box]
-        area = _place(_size(pen, text, style), box, placed, others, sheet.size)
+        area = place(_size(pen, text, style), box, placed, others, sheet.size)
         placed.append(area)
         _draw_label(pen, text, area, ink, style)
     if shown.untrained:
@@ -140,54 +139,6 @@ def _size(pen: ImageDraw.ImageDraw, text: str, style: _Style) -> tuple[float, fl
     left, _, right, _ = pen.textbbox((0, 0), text, style.font)
     _, top, _, bottom = pen.textbbox((0, 0), "Âg", style.font)  # the same height for every label
     return right - left + 2 * style.pad, bottom - top + 2 * style.pad
-
-
-def _place(
-    size: tuple[float, float],
-    box: Area,
-    labels: Sequence[Area],
-    objects: Sequence[Area],
-    sheet: tuple[int, int],
-) -> Area:
-    """The first place around or in the box that is free; if there is none, the least crowded."""
-    areas = list(dict.fromkeys(_places(size, box, sheet)))
-    crowding = [
-        _HIDDEN_LABEL * sum(_common(area, label) for label in labels)
-        + sum(_common(area, each) for each in objects)
-        for area in areas
-    ]
-    return areas[crowding.index(min(crowding))]
-
-
-def _places(size: tuple[float, float], box: Area, sheet: tuple[int, int]) -> Iterator[Area]:
-    """Above, below, inside, then to the sides; moved into the sheet."""
-    width, height = size
-    left, top, right, bottom = box
-    corners = [
-        (left, top - height),
-        (right - width, top - height),
-        (left, bottom),
-        (right - width, bottom),
-        (left, top),
-        (right - width, top),
-        (left, bottom - height),
-        (right - width, bottom - height),
-        (right, top),
-        (left - width, top),
-        (right, bottom - height),
-        (left - width, bottom - height),
-    ]
-    for across, down in corners:
-        x = min(max(across, 0), max(sheet[0] - width, 0))
-        y = min(max(down, 0), max(sheet[1] - height, 0))
-        yield x, y, x + width, y + height
-
-
-def _common(one: Area, other: Area) -> float:
-    """Pixels that two areas share."""
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    down = min(one[3], other[3]) - max(one[1], other[1])
-    return max(across, 0) * max(down, 0)
 
 
 def _draw_label(pen: ImageDraw.ImageDraw, text: str, area: Area, ink: Rgb, style: _Style) -> None:
