@@ -182,6 +182,8 @@ def _check_family(state: Mapping[str, Tensor], cascade: bool, stages: int) -> No
     if bool(found) != cascade:
         right = "cascade_mask_rcnn_*" if found else "mask_rcnn_*"
         raise CheckpointError(f"these weights have {found or 1} box heads: create one of {right} for them")
+    if not any(map(_is_backbone, state)):
+        raise CheckpointError("these weights of a detector hold no weights of a backbone (backbone.*)")
     if cascade and found != stages:
         raise CheckpointError(
             f"these weights have {found} stages, stage_stds has {stages}: give one row for each"
