@@ -12,7 +12,9 @@ from typing import Any, TypeAlias, TypeVar
 from saccade.errors import InputError, MissingDependency
 from saccade.pictures import PICTURE_SUFFIXES, Picture, RgbArray, list_pictures
 
-__all__ = ["Media", "Source", "batched", "open_source"]
+__all__ = ["VIDEO_SUFFIXES", "Media", "Source", "batched", "open_source"]
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
 Source: TypeAlias = str | os.PathLike[str] | Iterable[Picture]
 T = TypeVar("T")
@@ -20,10 +22,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Pictures one by one, and how many there are where that is known beforehand."""
+    """Pictures one by one, and how many there are where that is known beforehand.
+
+    frames_per_second: of a video whose file says so.
+    """
 
     pictures: Iterable[Picture]
     total: int | None
+    frames_per_second: float | None = None
 
 
 def open_source(source: Source) -> Media:
@@ -63,8 +69,8 @@ def _open_video(path: Path) -> Media:
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise InputError(f"{path} is neither a folder, nor a picture, nor a video that OpenCV reads")
-    frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    return Media(_frames(capture, path), frames if frames > 0 else None)
+    frames, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
+    return Media(_frames(capture, path), frames if frames > 0 else None, rate if rate > 0 else None)
 
 
 def _frames(capture: Any, path: Path) -> Iterator[RgbArray]:

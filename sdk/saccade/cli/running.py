@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from saccade.cli.app import AsJson, BundleName, Device, EngineName, Threads, app, untrained_mark
 from saccade.errors import UsageError
+from saccade.media import VIDEO_SUFFIXES
 from saccade.terminal import counting, new_table, out, print_json
 
 if TYPE_CHECKING:
+    from saccade.pictures import Picture, RgbArray
+    from saccade.predictors.predictor import Predictor
     from saccade.results import Result
+
+_CLASSES = 5  # answers shown per picture where there is a score for every class
 
 
 @app.command()
 def predict(
     bundle: BundleName,
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE|FOLDER...", help="Pictures, or folders of pictures.")
+        list[Path], typer.Argument(metavar="IMAGE|FOLDER|VIDEO...", help="Pictures, folders, video files.")
     ],
-    top: Annotated[int, typer.Option(metavar="K", min=1, help="Answers to show per picture.")] = 5,
+    top: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=1, help="Answers per picture (default: 5 classes, all objects)."),
+    ] = None,
     draw_into: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Also write each picture with its answers.")
     ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE,OVERLAP", help="Objects: cut large pictures into tiles, as 1024,128."),
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures per run.")] = 8,
     engine: EngineName = "auto",
     device: Device = "cpu",
     threads: Threads = None,
@@ -35,23 +50,29 @@ def predict(
 ) -> None:
     """Predict for pictures: classes, objects, maps, whatever the bundle is made for.
 
-    Example: saccade predict my_bundle street.jpg holiday/ --top 3 --out drawn
+    A video gives one line of --json per frame, and with --out a video. Example:
+    saccade predict my_bundle street.jpg holiday/ traffic.mp4 --out drawn
     """
     import saccade
 
+    videos = [image for image in images if image.suffix.lower() in VIDEO_SUFFIXES]
+    pictures = (
+        _pictures([image for image in images if image not in videos]) if set(images) - set(videos) else {}
+    )
     with saccade.load(bundle, engine=engine, device=device, threads=threads) as predictor:
+        stream = partial(predictor.stream, batch_size=batch, **_tile_option(predictor, tile))
         table = new_table("picture", "result")
-        pictures = _pictures(images)
-        results = predictor.stream(list(pictures))
-        for (path, name), (_, result) in zip(pictures.items(), results, strict=True):
+        for (path, name), (_, result) in zip(pictures.items(), stream(list(pictures)), strict=True):
             if as_json:
-                print(json.dumps({"picture": str(path), **result.to_json(top)}), flush=True)
+                print(json.dumps({"picture": str(path), **result.to_json(_top(result, top))}), flush=True)
             else:
-                table.add_row(
-                    escape(str(path)), f"{escape(result.summary(top))}{untrained_mark(result.untrained)}"
-                )
+                summary = escape(result.summary(top or _CLASSES))
+                table.add_row(escape(str(path)), f"{summary}{untrained_mark(result.untrained)}")
             if draw_into is not None:
                 _write_drawing(path, result, top, draw_into / f"{name}.png")
+        for path in videos:
+            frames = _video(path, stream(path), top, draw_into, as_json)
+            table.add_row(escape(str(path)), f"{frames} frames")
     if not as_json:
         out.print(table)
 
@@ -60,15 +81,22 @@ def predict(
 def evaluate(
     bundle: BundleName,
     data: Annotated[
-        Path, typer.Option("--data", metavar="DIR", help="One subfolder per class, named by its label.")
+        Path,
+        typer.Option(
+            "--data", metavar="DIR", help="Pictures; for classes, one subfolder per class by label."
+        ),
     ],
+    annotations: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Objects: what is in the pictures, in COCO's format."),
+    ] = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures per run.")] = 16,
     engine: EngineName = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure accuracy on labelled data: for a classifier, top-1 and top-5 over folders named by class."""
+    """Measure accuracy on labelled data: top-1 and top-5 of classes, COCO's average precision of objects."""
     import saccade
     from saccade.evaluation import evaluate as measure
 
@@ -76,7 +104,8 @@ def evaluate(
         saccade.load(bundle, engine=engine, device=device, threads=threads) as predictor,
         counting("evaluating") as advance,
     ):
-        report = measure(predictor, data, batch=batch, progress=advance)
+        more = {} if annotations is None else {"annotations": annotations}
+        report = measure(predictor, data, batch=batch, progress=advance, **more)
     if as_json:
         return print_json(report.to_json())
     shown = report.table()
@@ -103,7 +132,28 @@ def _pictures(images: Sequence[Path]) -> dict[Path, Path]:
     return found
 
 
-def _write_drawing(path: Path, result: Result, top: int, target: Path) -> None:
+def _top(result: Result, top: int | None) -> int | None:
+    """How many answers are shown: of all classes only the best ones."""
+    from saccade.results.classification import Classification
+
+    return _CLASSES if top is None and isinstance(result, Classification) else top
+
+
+def _tile_option(predictor: Predictor[Any], text: str | None) -> dict[str, Any]:
+    """What `stream` is told of tiles: nothing, or (size, overlap)."""
+    from saccade.predictors.detection import Detector
+
+    if text is None:
+        return {}
+    if not isinstance(predictor, Detector):
+        raise UsageError(f"--tile is for objects; {predictor.card.name} is made for {predictor.card.task}")
+    match = re.fullmatch(r"(\d+),(\d+)", text.strip())
+    if match is None:
+        raise UsageError(f"--tile {text!r}: write SIZE,OVERLAP in pixels, as 1024,128")
+    return {"tile": (int(match[1]), int(match[2]))}
+
+
+def _write_drawing(path: Path, result: Result, top: int | None, target: Path) -> None:
     """The picture with its answers on it. A file that is there already is never written over."""
     import saccade
 
@@ -111,3 +161,36 @@ def _write_drawing(path: Path, result: Result, top: int, target: Path) -> None:
         raise UsageError(f"{target} exists already: choose another --out")
     target.parent.mkdir(parents=True, exist_ok=True)
     saccade.draw(path, result, top).save(target)
+
+
+def _video(
+    path: Path,
+    results: Iterable[tuple[Picture, Result]],
+    top: int | None,
+    draw_into: Path | None,
+    as_json: bool,
+) -> int:
+    """Print what is in each frame, and write the frames with it; returns how many there are."""
+    from saccade.media import open_source
+    from saccade.video import write_video
+
+    frames = _frames(path, results, top, as_json, draw_into is not None)
+    if draw_into is None:
+        return sum(1 for _ in frames)
+    draw_into.mkdir(parents=True, exist_ok=True)
+    rate = open_source(path).frames_per_second
+    return write_video(draw_into / f"{path.stem}.mp4", frames, rate)
+
+
+def _frames(
+    path: Path, results: Iterable[tuple[Picture, Result]], top: int | None, as_json: bool, drawn: bool
+) -> Iterator[RgbArray]:
+    import numpy as np
+
+    import saccade
+
+    for index, (frame, result) in enumerate(results):
+        if as_json:
+            line = {"video": str(path), "frame": index, **result.to_json(_top(result, top))}
+            print(json.dumps(line), flush=True)
+        yield np.asarray(saccade.draw(frame, result, top) if drawn else frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ _MODULES: Mapping[str, str] = {
     "classification": "saccade.evaluation.classification",
     "detection": "saccade.evaluation.coco",
     "instance_segmentation": "saccade.evaluation.coco",
+    "semantic_segmentation": "saccade.evaluation.segmentation",
 }
 
 
@@ -56,5 +58,7 @@ def evaluate(
             f"{predictor.card.name} is made for {task}: only {', '.join(_MODULES)} can be measured"
         )
     measured: Any = importlib.import_module(_MODULES[task])
+    if foreign := sorted(set(more) - set(inspect.signature(measured.evaluate).parameters)):
+        raise UsageError(f"{predictor.card.name} is made for {task}: it is not measured with {foreign[0]}")
     report: Report = measured.evaluate(predictor, data, batch=batch, progress=progress, **more)
     return report
