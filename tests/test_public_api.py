@@ -15,6 +15,7 @@ import saccade
 ROOT = Path(__file__).resolve().parents[1]
 
 SACCADE = [
+    "BuildOptions",
     "BundleError",
     "Card",
     "CheckpointError",
@@ -34,6 +35,7 @@ SACCADE = [
     "Predictor",
     "SaccadeError",
     "UsageError",
+    "build",
     "draw",
     "load",
 ]

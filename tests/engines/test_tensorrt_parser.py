@@ -130,7 +130,7 @@ def test_a_build_that_needs_more_than_the_target_has_is_refused(tmp_path: Path) 
 
 def test_free_picture_sizes_take_a_profile(tmp_path: Path) -> None:
     path = write(tmp_path, "g (float[batch,3,h,w] x) => (float[batch,3,h,w] y) { y = Relu(x) }")
-    with pytest.raises(UsageError, match="input 'x' has dynamic dimensions"):
+    with pytest.raises(UsageError, match=r"input 'x' \(batch, 3, h, w\) has dynamic dimensions"):
         judge(path)
     shapes = ShapeRange((1, 3, 8, 8), (1, 3, 16, 16), (2, 3, 32, 32))
     assert judge(path, profile={"x": shapes}).built
@@ -139,9 +139,8 @@ def test_free_picture_sizes_take_a_profile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"compute_capabilities": ("90",)}, "'90' is unknown; this release has 120"),
-        ({"profile": BatchRange(8, 4, 2)}, "does not fit the inputs"),
-        ({"profile": {}}, "give its shapes in the profile"),
+        ({"compute_capabilities": ("90",)}, "builds for sm75, sm80, sm86"),
+        ({"profile": BatchRange(8, 4, 2)}, "batch 8,4,2: write least"),
     ],
 )
 def test_a_request_that_does_not_fit_says_so(

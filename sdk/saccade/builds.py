@@ -1,0 +1,134 @@
+"""From a bundle to TensorRT plans inside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saccade import bundle as bundles
+from saccade.engines.tensorrt import plans
+from saccade.engines.tensorrt.builder import Source, build_plan
+from saccade.engines.tensorrt.gpu import find_gpu
+from saccade.engines.tensorrt.options import BatchRange, BuildOptions, SizeRange
+from saccade.engines.tensorrt.plans import Record
+from saccade.errors import BundleError, UsageError
+
+__all__ = ["BatchRange", "BuildOptions", "Built", "SizeRange", "build", "trust"]
+
+# What an engine must win as a whole before "auto" takes plugins: they are fusion barriers on a young API.
+_FASTER = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A plan: its folder in the bundle, and what engine.json there says."""
+
+    path: Path
+    record: Record
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": str(self.path), **self.record.to_json()}
+
+
+def build(
+    name_or_path: str | os.PathLike[str],
+    options: BuildOptions | None = None,
+    *,
+    progress: Callable[[str, float], None] = lambda step, fraction: None,
+) -> tuple[Built, ...]:
+    """Build a plan of every graph of a bundle into its `engines` folder.
+
+    progress: called with the step and how much of the graph's build is done, 0 to 1; what it raises cancels.
+    Raises UsageError where options, graph and machine do not fit together, EngineError where NVIDIA's library
+    refuses the graph, MissingDependency with the line that installs it, BundleError for a damaged bundle.
+    """
+    chosen = options or BuildOptions()
+    bundle = bundles.read(bundles.resolve(name_or_path))
+    engines = bundle.path / plans.FOLDER
+    if not os.access(bundle.path, os.W_OK):
+        raise UsageError(f"{bundle.path} cannot be written: cp -r {bundle.path} DIR, and build that copy")
+    built = []
+    for name in bundle.graphs:
+        resolved = _with_binding(chosen, bundle.name)
+
+        def say(phase: str, fraction: float, name: str = name) -> None:
+            progress(f"{name}: {phase}", fraction)
+
+        folder, record = build_plan(_source(bundle, name, resolved), resolved, engines, say=say)
+        built.append(Built(folder, record))
+    return tuple(built)
+
+
+def trust(name_or_path: str | os.PathLike[str]) -> tuple[Built, ...]:
+    """Allow the plans of a bundle that were built elsewhere to be opened by this user. They are code."""
+    path = bundles.resolve(name_or_path)
+    found = [Built(folder, plans.trust(folder)) for folder, _ in plans.records(path)]
+    if not found:
+        raise BundleError(f"{path} holds no plans: saccade build {path}")
+    return tuple(found)
+
+
+def _source(bundle: bundles.Bundle, name: str, options: BuildOptions) -> Source:
+    graph = bundle.graphs[name]
+    path = _variant(bundle.name, graph.files, options)
+    return Source(
+        bundle=bundle.name,
+        graph=name,
+        path=path,
+        files=_sums(bundle, path),
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+    )
+
+
+def _variant(name: str, files: Mapping[str, Path], options: BuildOptions) -> Path:
+    """The file to build from. Where no plugin takes the nodes, their bodies folded for fixed sizes give a
+    third of the layers (docs/tensorrt.md), so the inlined form goes first.
+    """
+    plain = options.precision in ("fp32", "tf32")
+    source = "source" if plain else options.precision
+    inlined = "inlined" if plain else f"{options.precision}.inlined"
+    wanted = [source] if options.binding == "plugin" else [inlined, source]
+    found = next((files[variant] for variant in wanted if variant in files), None)
+    if found is None:
+        raise UsageError(
+            f"{name} has no graph in {options.precision}, only {', '.join(files)}: build --precision fp32"
+        )
+    return found
+
+
+def _sums(bundle: bundles.Bundle, graph: Path) -> dict[str, str]:
+    """sha256 of the graph's file and of the weights beside it."""
+    own = graph.relative_to(bundle.path)
+    return {
+        name: entry["sha256"]
+        for name, entry in bundle.files.items()
+        if Path(name) == own or (Path(name).parent == own.parent and Path(name).suffix != ".onnx")
+    }
+
+
+def _with_binding(options: BuildOptions, model: str) -> BuildOptions:
+    """`options` with "auto" decided."""
+    if options.binding != "auto":
+        return options
+    gpu = find_gpu()
+    faster = gpu is not None and any(
+        record.get("model") == model
+        and record.get("gpu") == gpu.name
+        and record.get("precision") == options.precision
+        and record.get("plugin_speedup", 0) >= _FASTER
+        for record in _accepted()
+    )
+    return dataclasses.replace(options, binding="plugin" if faster else "function")
+
+
+def _accepted() -> Iterator[dict[str, Any]]:
+    """Records of acceptance that came with this version."""
+    folder = Path(__file__).parent / "benchmarks" / "accepted"
+    for path in sorted(folder.glob("*.json")):
+        yield json.loads(path.read_text(encoding="utf-8"))
