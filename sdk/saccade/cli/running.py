@@ -60,7 +60,7 @@ def predict(
         _pictures([image for image in images if image not in videos]) if set(images) - set(videos) else {}
     )
     with saccade.load(bundle, engine=engine, device=device, threads=threads) as predictor:
-        stream = partial(predictor.stream, batch_size=batch, **_tile_option(predictor, tile))
+        stream: Any = partial(predictor.stream, batch_size=batch, **_tile_option(predictor, tile))
         table = new_table("picture", "result")
         for (path, name), (_, result) in zip(pictures.items(), stream(list(pictures)), strict=True):
             if as_json:
