@@ -29,16 +29,21 @@ from saccade.errors import (
 )
 
 if TYPE_CHECKING:
+    from saccade.builds import BuildOptions, build
     from saccade.drawing import draw
     from saccade.loading import load
     from saccade.models.card import Card
     from saccade.predictors.classification import Classifier
+    from saccade.predictors.depth import DepthEstimator
     from saccade.predictors.detection import Detector, InstanceSegmenter
     from saccade.predictors.predictor import Predictor
+    from saccade.predictors.semantic_segmentation import SemanticSegmenter
     from saccade.results.classification import Classification
     from saccade.results.detections import Detections
+    from saccade.results.maps import DepthMap, SemanticMap
 
 __all__ = [
+    "BuildOptions",
     "BundleError",
     "Card",
     "CheckpointError",
@@ -46,6 +51,8 @@ __all__ = [
     "Classifier",
     "ClosedError",
     "DeadlineError",
+    "DepthEstimator",
+    "DepthMap",
     "Detections",
     "Detector",
     "EngineError",
@@ -57,21 +64,30 @@ __all__ = [
     "OverloadedError",
     "Predictor",
     "SaccadeError",
+    "SemanticMap",
+    "SemanticSegmenter",
     "UsageError",
+    "build",
     "draw",
     "load",
 ]
 
 _HOME = {
+    "BuildOptions": "saccade.builds",
     "Card": "saccade.models.card",
     "Classification": "saccade.results.classification",
     "Classifier": "saccade.predictors.classification",
+    "DepthEstimator": "saccade.predictors.depth",
+    "DepthMap": "saccade.results.maps",
     "Detections": "saccade.results.detections",
     "Detector": "saccade.predictors.detection",
     "InstanceSegmenter": "saccade.predictors.detection",
+    "build": "saccade.builds",
     "draw": "saccade.drawing",
     "load": "saccade.loading",
     "Predictor": "saccade.predictors.predictor",
+    "SemanticMap": "saccade.results.maps",
+    "SemanticSegmenter": "saccade.predictors.semantic_segmentation",
 }
 
 

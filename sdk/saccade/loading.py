@@ -29,6 +29,8 @@ PREDICTORS: Mapping[str, str] = {
     "classification": "saccade.predictors.classification:Classifier",
     "detection": "saccade.predictors.detection:Detector",
     "instance_segmentation": "saccade.predictors.detection:InstanceSegmenter",
+    "semantic_segmentation": "saccade.predictors.semantic_segmentation:SemanticSegmenter",
+    "depth": "saccade.predictors.depth:DepthEstimator",
 }
 _SMALL = 4 * 2**20  # bytes; files up to this are hashed before anything parses them
 CARD_KEY = "saccade.card"  # in an ONNX file's metadata_props

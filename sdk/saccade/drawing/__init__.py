@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _MODULES: Mapping[str, str] = {
     "Classification": "saccade.drawing.bars",
     "Detections": "saccade.drawing.boxes",
+    "DepthMap": "saccade.drawing.maps",
+    "SemanticMap": "saccade.drawing.maps",
 }
 
 
@@ -25,7 +27,8 @@ def draw(image: Picture, result: Result, top: int | None = None) -> Image.Image:
     """The picture with its result on it: a new PIL image of mode RGB.
 
     A classification gives its `top` best classes (5) as bars below the picture; detections give boxes, masks
-    and labels, all or the `top` best.
+    and labels, all or the `top` best; a semantic map its colours over the picture with a legend; a depth map
+    stands beside the picture.
     """
     kind = type(result).__name__
     if kind not in _MODULES:

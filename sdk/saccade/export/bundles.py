@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TASKS: Mapping[str, str] = {
     "classification": "saccade.export.classification",
     "embedding": "saccade.export.clip",
+    "semantic_segmentation": "saccade.export.dense",
+    "depth": "saccade.export.dense",
 }
 LIBRARIES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 

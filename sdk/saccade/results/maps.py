@@ -105,7 +105,7 @@ class DepthMap:
     def colour(self) -> NDArray[np.uint8]:
         """(H, W, 3) RGB: the nearest pixel is light, the farthest dark; equal steps of depth look equal."""
         near, far = float(self.depth.min()), float(self.depth.max())
-        return ramp((self.depth - near) / max(far - near, np.finfo(np.float32).tiny))
+        return ramp((self.depth - near) / ((far - near) or 1.0))
 
     def to_json(self, top: int | None = None) -> dict[str, Any]:
         """Plain dict of JSON types: the range, not the pixels; take those from `depth`."""
