@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 __all__ = ["class_colours", "ramp"]
 
-_GOLDEN = 0.6180339887498949  # share of the circle from one hue to the next: neighbours end up far apart
+# Share of the circle from one hue to the next: of all steps, the one that keeps small sets of classes apart.
+_STEP = 0.2323
 _HUE_OF_FIRST = 0.58  # blue
 # Lightness and chroma in OKLab, in turns: hues that come close to each other differ in these.
 _TONES = ((0.70, 0.15), (0.82, 0.13), (0.56, 0.17))
@@ -31,7 +32,7 @@ _TO_RGB = np.array(
 def class_colours(count: int) -> NDArray[np.uint8]:
     """(count, 3) RGB, read-only. Colour i does not depend on `count`."""
     index = np.arange(count)
-    hue = 2 * np.pi * ((_HUE_OF_FIRST + index * _GOLDEN) % 1)
+    hue = 2 * np.pi * ((_HUE_OF_FIRST + index * _STEP) % 1)
     lightness, chroma = np.array(_TONES)[index % len(_TONES)].T
     colours = _rgb(np.column_stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)]))
     colours.flags.writeable = False
