@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.errors import InputError, MissingDependency, UsageError
+from saccade.errors import EngineMismatch, InputError, MissingDependency, UsageError
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -37,18 +37,23 @@ class EngineOptions:
     """How an engine may use the machine. None leaves the choice to the runtime.
 
     device: "cpu", "cuda" or "cuda:N". threads: CPU threads within one operator.
-    memory_limit_mib: limit of the device memory arena; for CUDA devices only.
+    memory_limit_mib: limit of the device memory arena; for CUDA devices only. TensorRT alone: contexts, the
+    runs that go on at once; cuda_graphs, whether launches of repeated shapes are recorded and replayed.
     """
 
     device: str = "cpu"
     threads: int | None = None
     memory_limit_mib: int | None = None
+    contexts: int = 1
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"device {self.device!r}: write cpu, cuda or cuda:N")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads is {self.threads}; it must be at least 1, or None for all")
+        if self.contexts < 1:
+            raise UsageError(f"contexts is {self.contexts}; it must be at least 1")
         if self.memory_limit_mib is not None and (self.memory_limit_mib < 1 or not self.on_cuda):
             raise UsageError(
                 f"memory_limit_mib={self.memory_limit_mib} with device {self.device!r}: "
@@ -89,18 +94,30 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Where an engine class is, the package it needs, the extra that installs that; whether it uses GPUs."""
+    """Where an engine class is, the package it needs, and the extra that installs that.
+
+    cuda: the extra that installs the form for GPUs; "" where there is none. built: it opens a file that was
+    built from the graph ahead, not the graph.
+    """
 
     target: str
     package: str
     extra: str
-    cuda: bool = False
+    cuda: str = ""
+    built: bool = False
 
 
 ENGINES: Mapping[str, Backend] = {
-    "onnxruntime": Backend("saccade.engines.onnxruntime:OnnxRuntimeEngine", "onnxruntime", "cpu", cuda=True),
+    "onnxruntime": Backend("saccade.engines.onnxruntime:OnnxRuntimeEngine", "onnxruntime", "cpu", cuda="gpu"),
     "openvino": Backend("saccade.engines.openvino:OpenVinoEngine", "openvino", "openvino"),
     "reference": Backend("saccade.engines.reference:ReferenceEngine", "onnx", "export"),
+    "tensorrt": Backend(
+        "saccade.engines.tensorrt.runtime:TensorRtEngine",
+        "cuda.bindings",
+        "tensorrt",
+        cuda="tensorrt",
+        built=True,
+    ),
 }
 # What `auto` takes: the first of these that is installed and can use the device.
 AUTO_ORDER = ("onnxruntime", "openvino")
@@ -134,11 +151,16 @@ def open_engine(
     """Open the variant of the graph that suits the engine.
 
     graphs: file by variant: "source" always; "onnxruntime", "openvino" where a graph was derived for that
-    engine. Raises as `resolve_engine` does, and EngineError when the runtime refuses the file.
+    engine; "tensorrt" the folder of a plan. Raises as `resolve_engine` does, and EngineError when the runtime
+    refuses the file.
     """
     options = options or EngineOptions()
     name = resolve_engine(engine, options)
     module, cls = ENGINES[name].target.split(":")
+    if ENGINES[name].built and name not in graphs:
+        raise EngineMismatch(
+            f"engine {name!r} opens what was built for it, and nothing was: saccade build BUNDLE"
+        )
     path = graphs.get(name, graphs["source"])
     opened: Engine = getattr(importlib.import_module(module), cls)(path, options)
     return opened
@@ -176,12 +198,15 @@ def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...], sizes: dict[s
 
 
 def _is_installed(engine: str) -> bool:
-    return importlib.util.find_spec(ENGINES[engine].package) is not None
+    try:
+        return importlib.util.find_spec(ENGINES[engine].package) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 def _require(engine: str, options: EngineOptions) -> str:
     if not _is_installed(engine):
-        extra = "gpu" if options.on_cuda else ENGINES[engine].extra
+        extra = ENGINES[engine].cuda if options.on_cuda else ENGINES[engine].extra
         raise MissingDependency(
             f"engine {engine!r} needs {ENGINES[engine].package}, which is not installed: "
             f"pip install 'saccade[{extra}]'"

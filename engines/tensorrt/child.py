@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from saccade import errors
+import saccade.errors
 from saccade.engines.tensorrt.compiler import Outcome, Request, compile_plan
 from saccade.engines.tensorrt.flavours import flavour, load
 from saccade.engines.tensorrt.gpu import Gpu
@@ -158,7 +158,7 @@ def _status(code: int) -> str:
 
 
 def _raised(error: Mapping[str, str]) -> SaccadeError:
-    kind: type[SaccadeError] = getattr(errors, error["type"])
+    kind: type[SaccadeError] = getattr(saccade.errors, error["type"])
     return kind(error["message"])
 
 

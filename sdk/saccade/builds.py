@@ -22,6 +22,7 @@ __all__ = ["BatchRange", "BuildOptions", "Built", "SizeRange", "build", "trust"]
 
 # What an engine must win as a whole before "auto" takes plugins: they are fusion barriers on a young API.
 _FASTER = 1.1
+_INLINED = "openvino"  # the variant in standard operators only, by the name of the engine that needs it
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +89,11 @@ def _source(bundle: bundles.Bundle, name: str, options: BuildOptions) -> Source:
 
 def _variant(name: str, files: Mapping[str, Path], options: BuildOptions) -> Path:
     """The file to build from. Where no plugin takes the nodes, their bodies folded for fixed sizes give a
-    third of the layers (docs/tensorrt.md), so the inlined form goes first.
+    third of the layers (docs/tensorrt.md), so the form in standard operators goes first.
     """
     plain = options.precision in ("fp32", "tf32")
     source = "source" if plain else options.precision
-    inlined = "inlined" if plain else f"{options.precision}.inlined"
+    inlined = _INLINED if plain else f"{options.precision}.{_INLINED}"
     wanted = [source] if options.binding == "plugin" else [inlined, source]
     found = next((files[variant] for variant in wanted if variant in files), None)
     if found is None:

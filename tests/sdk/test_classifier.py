@@ -53,7 +53,7 @@ def expected_scores(picture: Any) -> Any:
     return np.exp(logits) / np.exp(logits).sum()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [name for name, backend in ENGINES.items() if not backend.built])
 def test_every_engine_gives_the_same_classes(tiny_bundle: Bundle, noise: Rgb, engine: str) -> None:
     with saccade.load(tiny_bundle.path, engine, prove=True) as predictor:
         result = predictor(noise)

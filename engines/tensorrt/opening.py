@@ -1,0 +1,162 @@
+"""From a plan on disk to TensorRT's engine object: every check that must come before, and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from saccade.engines.engine import EngineOptions
+from saccade.engines.tensorrt import plans
+from saccade.engines.tensorrt.bindings import Bindings, ICudaEngine, IExecutionContext, Runtime
+from saccade.engines.tensorrt.device import call
+from saccade.engines.tensorrt.flavours import FLAVOURS, Flavour, flavour, is_installed, load
+from saccade.engines.tensorrt.gpu import require_gpu
+from saccade.engines.tensorrt.network import numpy_type
+from saccade.engines.tensorrt.plans import Record
+from saccade.engines.tensorrt.words import logger as log_of
+from saccade.engines.tensorrt.words import parser_refusal, recorder
+from saccade.errors import BundleError, EngineError, EngineMismatch
+
+logger = logging.getLogger("saccade")
+
+
+class Opened:
+    """TensorRT's objects for one plan, in the order in which they must go."""
+
+    def __init__(self, name: str, log: Any, errors: Any, runtime: Runtime, engine: ICudaEngine) -> None:
+        self._name = name
+        self._log = log
+        self._errors = errors
+        self._runtime: Runtime | None = runtime
+        self.engine: ICudaEngine | None = engine
+
+    def context(self) -> Any:
+        """A new execution context; EngineError where there is no memory for it."""
+        assert self.engine is not None
+        context: IExecutionContext | None = self.engine.create_execution_context()
+        if context is None:
+            raise self.failure("cannot make an execution context: use fewer contexts, or free the GPU")
+        return context
+
+    def largest_inputs(self) -> dict[str, tuple[int, ...]]:
+        """The greatest shape of every input."""
+        assert self.engine is not None
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        inputs = [name for name in names if self.engine.get_tensor_mode(name).name == "INPUT"]
+        return {name: tuple(self.engine.get_tensor_profile_shape(name, 0)[2]) for name in inputs}
+
+    def failure(self, what: str) -> EngineError:
+        """An error that ends with what TensorRT recorded since the last one."""
+        messages = list(dict.fromkeys([*self._errors.messages, *self._log.errors]))
+        self._errors.clear()
+        self._log.errors.clear()
+        return EngineError(f"{self._name}: {what}" + "".join(f"\n  {message}" for message in messages[:5]))
+
+    def close(self) -> None:
+        self.engine = None
+        self._runtime = None
+
+
+def open_plan(folder: Path, record: Record, options: EngineOptions) -> Opened:
+    """Open the plan in `folder` on the GPU that `options` name.
+
+    EngineError where there is no driver (touching a run time without one crashes the process), no memory, or
+    the plan is from elsewhere; EngineMismatch where it does not run here; BundleError where it has changed.
+    """
+    gpu = require_gpu(options.device_index)
+    chosen = _runner(record)
+    trt = load(chosen)
+    obstacle = plans.obstacle(record, trt.__version__, gpu)
+    if obstacle is not None:
+        command = plans.build_command(folder.parent.parent, record.options.flavour, record.options.precision)
+        raise EngineMismatch(
+            f"the plan {folder} does not run here: {obstacle}. Build one that does: {command}"
+        )
+    content = plans.read_plan(folder, record)
+    _check_memory(record, options)
+    call("cudaSetDevice", options.device_index)
+    log, errors = log_of(trt), recorder(trt)
+    runtime = trt.Runtime(log)
+    runtime.error_recorder = errors
+    if record.options.version_compatible:
+        runtime.engine_host_code_allowed = True  # such a plan holds code for the host; it is trusted by now
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        words = "".join(f"\n  {message}" for message in dict.fromkeys([*errors.messages, *log.errors]))
+        raise EngineError(
+            f"{chosen.name} {trt.__version__} cannot open {folder}:{words or ' it gave no reason'}"
+        )
+    opened = Opened(f"{record.bundle} ({record.key})", log, errors, runtime, engine)
+    if record.options.stripped:
+        _refit(trt, log, engine, folder, record)
+    _check_tensors(opened, record)
+    _set_weight_budget(engine, options)
+    return opened
+
+
+def _runner(record: Record) -> Flavour:
+    """The library that opens the plan: the one that built it, or the lean one where only that is here."""
+    built_by = flavour(record.options.flavour)
+    lean = FLAVOURS["tensorrt_lean"]
+    if record.options.version_compatible and not is_installed(built_by) and is_installed(lean):
+        return lean
+    return built_by
+
+
+def _check_memory(record: Record, options: EngineOptions) -> None:
+    """EngineError where weights and scratch memory cannot fit the limit."""
+    needed = record.plan_bytes + options.contexts * (record.device_bytes or 0)
+    logger.info("%s takes about %d MiB of device memory", record.key, needed >> 20)
+    limit = options.memory_limit_mib
+    if limit is not None and needed > limit * 2**20 and not record.options.weight_streaming:
+        raise EngineError(
+            f"{record.key} takes about {needed >> 20} MiB of device memory, over memory_limit_mib={limit}: "
+            "allow more, use fewer contexts, or build with --weight-streaming"
+        )
+
+
+def _check_tensors(opened: Opened, record: Record) -> None:
+    """BundleError unless the plan has the inputs and outputs that its record names, in their types."""
+    engine = opened.engine
+    assert engine is not None
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    found = {name: numpy_type(name, engine.get_tensor_dtype(name)) for name in names}
+    said = {spec.name: spec.dtype for spec in (*record.inputs, *record.outputs)}
+    if found != said:
+        raise BundleError(f"{record.key}: engine.json names {said}, the plan has {found}: build it again")
+
+
+def _refit(trt: Bindings, log: Any, engine: ICudaEngine, folder: Path, record: Record) -> None:
+    """Fill the weights of a stripped plan in from the graph that it was built from."""
+    bundle = folder.parent.parent
+    for name, digest in record.files.items():
+        with (bundle / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise BundleError(
+                    f"{bundle / name} is not the file that {record.key} was built from: build again"
+                )
+    graph = bundle / next(name for name in record.files if name.endswith(".onnx"))
+    refitter = trt.Refitter(engine, log)
+    parser = trt.OnnxParserRefitter(refitter, log)
+    if not parser.refit_from_file(str(graph)):
+        words = [str(parser_refusal(parser.get_error(index))) for index in range(parser.num_errors)]
+        raise EngineError(
+            f"{record.key} cannot be refitted from {graph.name}: {'; '.join(words or log.errors)}"
+        )
+    if not refitter.refit_cuda_engine():
+        missing = ", ".join(refitter.get_missing_weights()[:5])
+        raise EngineError(f"{record.key} cannot be refitted from {graph.name}: no weights for {missing}")
+
+
+def _set_weight_budget(engine: ICudaEngine, options: EngineOptions) -> None:
+    """Device memory for weights that may stay on the host: all of them, or what the limit leaves."""
+    streamable = engine.streamable_weights_size
+    if streamable == 0:
+        return
+    budget = streamable
+    if options.memory_limit_mib is not None:
+        left = options.memory_limit_mib * 2**20 - options.contexts * engine.device_memory_size_v2
+        budget = min(max(left, 0), streamable)
+    engine.weight_streaming_budget_v2 = budget
