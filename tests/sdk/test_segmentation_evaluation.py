@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from typer.testing import CliRunner
 
 import saccade
+from saccade.cli import app
 from saccade.errors import InputError, UsageError
 from saccade.evaluation import evaluate
 from saccade.evaluation.segmentation import overlap
@@ -161,3 +164,32 @@ def test_folders_that_lack_something_are_named(segment: Any, tmp_path: Path) -> 
     (tmp_path / "images/one.png").unlink()
     with pytest.raises(UsageError, match="holds no pictures"):
         evaluate(segment, tmp_path)
+
+
+# --- the command line ----------------------------------------------------------------------------------
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def test_the_command_line_segments_and_measures(segment: Any, tmp_path: Path) -> None:
+    model = onnx.load(tmp_path / "colours.onnx")
+    model.metadata_props.add(key="saccade.card", value=json.dumps(CARD.to_json()))
+    onnx.save(model, tmp_path / "colours.onnx")
+    image, labels = pictures(1)[0]
+    write(tmp_path, "one", image, labels)
+    picture, graph = tmp_path / "images/one.png", tmp_path / "colours.onnx"
+    told = run(
+        "predict", graph, picture, "--json", "--tile", "16,8", "--top", "1", "--out", tmp_path / "drawn"
+    )
+    assert told.exit_code == 0, told.output
+    line = json.loads(told.output)
+    found = np.repeat(line["runs"]["indices"], line["runs"]["lengths"]).reshape(24, 32)
+    np.testing.assert_array_equal(found, segment(image, tile=(16, 8)).labels)
+    assert len(line["areas"]) == 1
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["one.png.png"]
+    measured = run("evaluate", graph, "--data", tmp_path, "--tile", "512,64", "--json")
+    assert json.loads(measured.output)["mean_iou"] == evaluate(segment, tmp_path).to_json()["mean_iou"]
+    shifted = run("evaluate", graph, "--data", tmp_path, "--first-label", "1")
+    assert "mean IoU" in shifted.output

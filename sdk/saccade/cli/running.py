@@ -40,7 +40,9 @@ def predict(
     ] = None,
     tile: Annotated[
         str | None,
-        typer.Option(metavar="SIZE,OVERLAP", help="Objects: cut large pictures into tiles, as 1024,128."),
+        typer.Option(
+            metavar="SIZE,OVERLAP", help="Objects and pixels: cut large pictures into tiles, as 1024,128."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures per run.")] = 8,
     engine: EngineName = "auto",
@@ -83,12 +85,20 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Option(
-            "--data", metavar="DIR", help="Pictures; for classes, one subfolder per class by label."
+            "--data",
+            metavar="DIR",
+            help="Pictures; for classes, one subfolder per class by label; for pixels, images/ and labels/.",
         ),
     ],
     annotations: Annotated[
         Path | None,
         typer.Option(metavar="FILE.json", help="Objects: what is in the pictures, in COCO's format."),
+    ] = None,
+    tile: Annotated[
+        str | None, typer.Option(metavar="SIZE,OVERLAP", help="Pixels: tiles, as for predict.")
+    ] = None,
+    first_label: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Pixels: what the files call class 0 (ADE20K: 1).")
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures per run.")] = 16,
     engine: EngineName = "auto",
@@ -96,7 +106,9 @@ def evaluate(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure accuracy on labelled data: top-1 and top-5 of classes, COCO's average precision of objects."""
+    """Measure accuracy on labelled data: top-1 and top-5 of classes, COCO's average precision of objects,
+    mean IoU of pixels.
+    """
     import saccade
     from saccade.evaluation import evaluate as measure
 
@@ -104,7 +116,9 @@ def evaluate(
         saccade.load(bundle, engine=engine, device=device, threads=threads) as predictor,
         counting("evaluating") as advance,
     ):
-        more = {} if annotations is None else {"annotations": annotations}
+        given = {"annotations": annotations, "first_label": first_label}
+        more = {name: value for name, value in given.items() if value is not None}
+        more |= _tile_option(predictor, tile)
         report = measure(predictor, data, batch=batch, progress=advance, **more)
     if as_json:
         return print_json(report.to_json())
@@ -142,11 +156,15 @@ def _top(result: Result, top: int | None) -> int | None:
 def _tile_option(predictor: Predictor[Any], text: str | None) -> dict[str, Any]:
     """What `stream` is told of tiles: nothing, or (size, overlap)."""
     from saccade.predictors.detection import Detector
+    from saccade.predictors.semantic_segmentation import SemanticSegmenter
 
     if text is None:
         return {}
-    if not isinstance(predictor, Detector):
-        raise UsageError(f"--tile is for objects; {predictor.card.name} is made for {predictor.card.task}")
+    if not isinstance(predictor, Detector | SemanticSegmenter):
+        raise UsageError(
+            f"--tile is for objects and classes of pixels; {predictor.card.name} is made for "
+            f"{predictor.card.task}"
+        )
     match = re.fullmatch(r"(\d+),(\d+)", text.strip())
     if match is None:
         raise UsageError(f"--tile {text!r}: write SIZE,OVERLAP in pixels, as 1024,128")
