@@ -19,7 +19,7 @@ from saccade.models.heads.dpt import DPTDepthHead, DPTSegmentationHead
 from saccade.models.heads.semantic_fpn import SemanticFPNHead
 from saccade.models.heads.upernet import UPerHead
 
-__all__ = ["DenseModel", "depth_estimator", "segmenter"]
+__all__ = ["DenseModel", "dpt", "segmenter"]
 
 STRIDES = (4, 8, 16, 32)
 ADE20K_CLASSES = 150
@@ -38,6 +38,11 @@ class DenseModel(nn.Module):
         self.backbone = backbone
         self.decode_head = decode_head
         self.factors = [s / t for s, t in zip(_strides(backbone), STRIDES, strict=True)] if pyramid else []
+
+    @property
+    def gives_depth(self) -> bool:
+        """Whether the answer is depth, not logits."""
+        return isinstance(self.decode_head, DPTDepthHead)
 
     def forward(self, image: Tensor) -> Tensor:
         maps: Sequence[Tensor] = self.backbone(image)
@@ -75,19 +80,36 @@ def segmenter(
     return _loaded(DenseModel(trunk, module, pyramid=head != "dpt"), state, f"{head}_{backbone}")
 
 
-def depth_estimator(
+def dpt(
     *,
     checkpoint: Checkpoint | None,
     features: bool,
     backbone: str,
+    num_classes: int | None = None,
     max_depth: float | None = None,
     channels: int = 256,
     img_size: int | tuple[int, int] | None = None,
     backbone_config: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Depth of every pixel by DPT. max_depth: in metres; None for depth of no known unit."""
-    _refuse_features(features)
+    """DPT: depth of every pixel; with `num_classes`, or a checkpoint that has classes, a segmenter.
+
+    max_depth: of depths in metres; None for depths of no known unit.
+    """
     state = dict(checkpoint.state) if checkpoint else None
+    if num_classes is not None or (state and _CLASSIFIER in state):
+        if max_depth is not None:
+            raise UsageError(f"dpt_{backbone} gives classes here: leave max_depth={max_depth}")
+        return segmenter(
+            checkpoint=checkpoint,
+            features=features,
+            backbone=backbone,
+            head="dpt",
+            num_classes=num_classes,
+            channels=channels,
+            img_size=img_size,
+            backbone_config=backbone_config,
+        )
+    _refuse_features(features)
     trunk = _backbone(backbone, state, img_size, backbone_config)
     head = DPTDepthHead(_channels(trunk), _strides(trunk), channels, max_depth)
     return _loaded(DenseModel(trunk, head, pyramid=False), state, f"dpt_{backbone}")

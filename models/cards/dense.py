@@ -127,7 +127,7 @@ def _entry(head: str, name: str) -> Entry:
     if name == "clip_vit_b_16":
         config["img_size"] = _SIDE
     if head == "dpt":
-        return Entry(card, "saccade.models.dense:depth_estimator", config)
+        return Entry(card, "saccade.models.dense:dpt", config)
     return Entry(card, "saccade.models.dense:segmenter", {**config, "head": head})
 
 

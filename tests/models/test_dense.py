@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from tests.dense import BACKBONES, HEADS, NAMES, SWIN, scrambled, small
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from saccade.engines import readiness
 from saccade.engines.export import export_graph
 from saccade.engines.inputs import picture
+from saccade.engines.tensorrt.parser import BatchRange, ShapeRange, judge
 from saccade.errors import CheckpointError, UsageError
 from saccade.models import create, zoo
 from saccade.models.card import Card
-from saccade.models.dense import DenseModel
 from saccade.models.heads.upernet import UPerHead, adaptive_mean
 
-SWIN = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8)}
-TINY_VIT = {"embed_dims": (16, 32, 64, 128), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
-DEEPMAD = [
-    {"type": "conv", "in": 3, "out": 16, "k": 3, "stride": 2},
-    {"type": "SuperResK1KXK1", "in": 16, "out": 24, "mid": 8, "k": 5, "stride": 2, "layers": 2},
-    {"type": "SuperResK1DWSEK1", "in": 24, "out": 24, "mid": 48, "k": 3, "stride": 2, "layers": 1},
-    {"type": "SuperResK1DWK1", "in": 24, "out": 32, "mid": 48, "k": 3, "stride": 2, "layers": 1},
-    {"type": "conv", "in": 32, "out": 40, "k": 3, "stride": 2},
-]
-# Small sizes of every backbone that there are cards for.
-BACKBONES: dict[str, dict[str, Any]] = {
-    "stvit_r_swin_tiny": {**SWIN, "depths": (1, 1, 6, 1)},
-    "swin_tiny": SWIN,
-    "tiny_vit_5m_224": TINY_VIT,
-    "deepmad_r18": {"structure": DEEPMAD},
-    "fastvit_mci2": {"embed_dims": (16, 32, 64, 128), "layers": (1, 1, 1, 1)},
-    "clip_vit_b_16": {"embed_dim": 48, "depth": 4, "num_heads": 4},
-}
-HEADS = ("fpn", "upernet", "dpt")
-NAMES = [f"{head}_{backbone}" for head in HEADS for backbone in BACKBONES]
 DENSE = [name for name in zoo.names() if zoo.entry(name).card.task in ("semantic_segmentation", "depth")]
 
 
@@ -50,29 +35,6 @@ def _no_gradients() -> Any:
     torch.manual_seed(0)
     with torch.no_grad():
         yield
-
-
-def small(name: str, **config: Any) -> nn.Module:
-    """`name` with a narrow backbone, of 64 x 96 pixels where its size is fixed."""
-    head, backbone = name.split("_", 1)
-    config = {"channels": 64 if head == "fpn" else 32, "backbone_config": BACKBONES[backbone], **config}
-    if head != "dpt":
-        config = {"num_classes": 7, **config}
-    if backbone == "clip_vit_b_16":
-        config["img_size"] = (64, 96)
-    return scrambled(create(name, **config))
-
-
-def scrambled(module: nn.Module) -> nn.Module:
-    """`module` with batch norms that do something: fresh ones would hide mistakes."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            for value in (part.weight, part.bias, part.running_mean):
-                assert value is not None
-                value.add_(0.3 * torch.randn_like(value))
-            assert part.running_var is not None
-            part.running_var.mul_(1 + torch.rand_like(part.running_var))
-    return module
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,17 +49,13 @@ def test_outputs_have_one_answer_per_place(name: str) -> None:
 
 @pytest.mark.parametrize("backbone", ["swin_tiny", "clip_vit_b_16"])
 def test_dpt_segments_at_stride_two(backbone: str) -> None:
-    entry = zoo.entry(f"dpt_{backbone}")
-    assert entry.card.task == "depth"
-    module = create(
-        f"fpn_{backbone}",
-        head="dpt",
-        channels=32,
-        num_classes=5,
-        backbone_config=BACKBONES[backbone],
-        **({"img_size": 64} if backbone == "clip_vit_b_16" else {}),
-    )
-    assert module(torch.randn(1, 3, 64, 64)).shape == (1, 5, 32, 32)
+    model = small(f"dpt_{backbone}", num_classes=5)
+    image = torch.randn(1, 3, 64, 96)
+    assert model(image).shape == (1, 5, 32, 48)
+    size = {"img_size": (64, 96)} if backbone == "clip_vit_b_16" else {}
+    config = {"channels": 32, "backbone_config": BACKBONES[backbone], **size}
+    again = create(f"dpt_{backbone}", checkpoint=model.state_dict(), **config)  # classes from the head
+    torch.testing.assert_close(again(image), model(image))
 
 
 def test_metric_depth_stays_below_its_bound() -> None:
@@ -277,7 +235,7 @@ def test_other_checkpoints_are_refused(change: Any, message: str) -> None:
     [
         ("fpn_swin_tiny", {"channels": 48}, "channels=48"),
         ("fpn_swin_tiny", {"features": True}, "create the backbone by its own name"),
-        ("dpt_swin_tiny", {"num_classes": 3}, "takes no num_classes"),
+        ("dpt_swin_tiny", {"num_classes": 3, "max_depth": 10.0}, "leave max_depth=10.0"),
         ("fpn_swin_tiny", {"head": "unet"}, "'unet'.*dpt, fpn, upernet"),
         ("fpn_swin_tiny", {"backbone": "swin_tiniest"}, "swin_tiny"),
     ],
@@ -319,22 +277,25 @@ def test_all_cards_count_what_is_built(name: str) -> None:
     _counted(name)
 
 
-def exported(name: str) -> tuple[nn.Module, Any]:
-    """A small model of `name` and its graph, of free height and width but for the plain ViT."""
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "upernet_swin_tiny" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
+def test_graphs_equal_modules_and_parse(name: str, tmp_path: Path) -> None:
+    """In ONNX Runtime at several sizes (the plain ViT has one), and NVIDIA's parser takes them."""
     model = small(name)
-    assert isinstance(model, DenseModel)
-    image = picture((64, 96), dynamic_size="clip" not in name)
-    return model, export_graph(model, (image,), outputs=("answer",), name=name)
-
-
-def test_a_graph_equals_its_module() -> None:
-    _equal(*exported("upernet_swin_tiny"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_all_graphs_equal_modules(name: str) -> None:
-    _equal(*exported(name))
+    free = "clip" not in name
+    graph = export_graph(model, (picture((64, 96), dynamic_size=free),), outputs=("answer",), name=name)
+    _equal(model, graph)
+    report = readiness.check(graph)
+    assert report.ok, "\n".join(report.text())
+    if importlib.util.find_spec("tensorrt_rtx_bindings"):
+        onnx.save(graph, tmp_path / "model.onnx")
+        sizes = ShapeRange((1, 3, 64, 64), (1, 3, 64, 96), (2, 3, 128, 192))
+        profile = {"image": sizes} if free else BatchRange(1, 2, 4)
+        # One of each head is built too.
+        verdict = judge(tmp_path / "model.onnx", profile=profile, build=name.endswith("_stvit_r_swin_tiny"))
+        assert verdict.ok, verdict.errors
 
 
 def _equal(model: nn.Module, graph: Any) -> None:

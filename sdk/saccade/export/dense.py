@@ -28,6 +28,7 @@ def plan(options: Options, entry: Entry) -> Plan:
     import torch
 
     from saccade.engines.inputs import picture
+    from saccade.models.dense import DenseModel
     from saccade.models.deploy import merge
 
     made = preprocessing(options, entry.card.preprocessing)
@@ -36,16 +37,18 @@ def plan(options: Options, entry: Entry) -> Plan:
     traced_hw = _traced(made.input_size_hw) if free else made.input_size_hw
     built = module(options, chosen, [torch.randn(2, 3, *traced_hw)])
     names = read_labels(options.labels)
-    is_depth = entry.card.task == "depth"
+    assert isinstance(built, DenseModel)
+    is_depth = built.gives_depth
     if names and is_depth:
-        raise UsageError(f"{options.name} gives depths: --labels does not apply")
+        raise UsageError(f"{options.name} gives depths: for classes, give --num-classes N beside --labels")
 
     def card(graphs: Mapping[str, onnx.ModelProto]) -> Card:
         changes: dict[str, Any] = {"preprocessing": made}
         if is_depth:
             changes["unit"] = "metre" if chosen.get("max_depth") else entry.card.unit
         else:
-            changes["labels"] = _labels(names, graphs["model"])
+            labels = _labels(names, graphs["model"])
+            changes |= {"task": "semantic_segmentation", "unit": "", "labels": labels}
         return card_of(entry.card, built, published=not (chosen or options.random), **changes)
 
     image = picture(traced_hw, dynamic_size=free)
