@@ -25,6 +25,10 @@ from saccade.models.operators import (
     Operator,
 )
 
+# What the GPU kernels of saccade.engines.kernels serve.
+KERNEL_HEAD_DIMS = (16, 32)
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 def shifted_window_attention(
     qkv: Tensor, qkv_pad: Tensor, position_bias: Tensor, *, heads: int, window: int, shift: int
@@ -34,9 +38,13 @@ def shifted_window_attention(
     The grid is padded to whole windows with tokens whose projection is `qkv_pad`, rolled by -shift and cut
     into windows; windows that wrap around get Swin's additive mask of -100.
     """
+    inputs = (qkv, qkv_pad, position_bias)
     if torch.compiler.is_exporting():
-        inputs = (qkv, qkv_pad, position_bias)
         return _node(SHIFTED_WINDOW_ATTENTION, inputs, _third(qkv), heads=heads, window=window, shift=shift)
+    if kernel := _kernel(
+        "shifted_window_attention", (qkv, qkv_pad, position_bias), qkv.shape[3] // 3 // heads
+    ):
+        return kernel(qkv, qkv_pad, position_bias, heads=heads, window=window, shift=shift)
     height, width = qkv.shape[1:3]
     rolled_y = _positions(_windows(height, window), window, window, qkv.device)
     rolled_x = _positions(_windows(width, window), window, window, qkv.device)
@@ -61,6 +69,8 @@ def token_attention(q: Tensor, kv: Tensor, *, heads: int) -> Tensor:
     """(B, H, W, C), (B, Hk, Wk, 2C) -> (B, H, W, C): every query sees every key."""
     if torch.compiler.is_exporting():
         return _node(TOKEN_ATTENTION, (q, kv), q.shape, heads=heads)
+    if kernel := _kernel("token_attention", (q, kv), q.shape[3] // heads):
+        return kernel(q, kv, heads=heads)
     k, v = kv.flatten(1, 2)[:, None].chunk(2, dim=-1)
     return _attend(q.flatten(1, 2)[:, None], k, v, heads).reshape(q.shape)
 
@@ -84,9 +94,11 @@ def window_cross_attention(
     whole windows, and where padding exists on the corner (one side unpadded: the strip) that follows from
     the padding counted in image tokens; a mask that covers everything is dropped since it cancels.
     """
+    windows = {"q_window": q_window, "k_window": k_window, "k_stride": k_stride, "k_before": k_before}
     if torch.compiler.is_exporting():
-        windows = {"q_window": q_window, "k_window": k_window, "k_stride": k_stride, "k_before": k_before}
         return _node(WINDOW_CROSS_ATTENTION, (q, kv, kv_pad), q.shape, heads=heads, **windows)
+    if kernel := _kernel("window_cross_attention", (q, kv, kv_pad), q.shape[3] // heads):
+        return kernel(q, kv, kv_pad, heads=heads, **windows)
     q_height, q_width = q.shape[1:3]
     k_height, k_width = kv.shape[1:3]
     rows, columns = _windows(q_height, q_window), _windows(q_width, q_window)
@@ -115,9 +127,11 @@ def seeded_window_attention(
     Query window (r, c) sees its own q_window^2 seeds and the k_window^2 keys from row ``r * k_stride``
     and column ``c * k_stride`` on, which must lie on the grid.
     """
+    windows = {"q_window": q_window, "k_window": k_window, "k_stride": k_stride}
     if torch.compiler.is_exporting():
-        windows = {"q_window": q_window, "k_window": k_window, "k_stride": k_stride}
         return _node(SEEDED_WINDOW_ATTENTION, (q, kv_seeds, kv), q.shape, heads=heads, **windows)
+    if kernel := _kernel("seeded_window_attention", (q, kv_seeds, kv), q.shape[3] // heads):
+        return kernel(q, kv_seeds, kv, heads=heads, **windows)
     y = _positions(_windows(q.shape[1], q_window), k_window, k_stride, q.device)
     x = _positions(_windows(q.shape[2], q_window), k_window, k_stride, q.device)
     patches = _gather(kv.flatten(1, 2), _outer(y * kv.shape[2], x, torch.add), k_window**2)
@@ -125,6 +139,17 @@ def seeded_window_attention(
     k, v = keys.chunk(2, dim=-1)
     attended = _attend(_partition(q, q_window), k, v, heads)
     return _unpartition(attended, q, q_window)
+
+
+def _kernel(name: str, inputs: tuple[Tensor, ...], head_dim: int) -> Callable[..., Tensor] | None:
+    """The GPU kernel `name`, once `saccade.engines.kernels.torch_operators` registered it; inference only."""
+    first = inputs[0]
+    served = first.is_cuda and head_dim in KERNEL_HEAD_DIMS and first.dtype in KERNEL_DTYPES
+    if not served or any(each.dtype != first.dtype for each in inputs):
+        return None
+    if torch.is_grad_enabled() and any(each.requires_grad for each in inputs):
+        return None
+    return getattr(getattr(torch.ops, DOMAIN), name, None)
 
 
 def _node(
