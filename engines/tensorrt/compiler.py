@@ -23,7 +23,7 @@ from saccade.engines.tensorrt.gpu import Gpu, find_gpu
 from saccade.engines.tensorrt.options import CURRENT, BuildOptions, capabilities
 from saccade.engines.tensorrt.progress import Say, monitor
 from saccade.engines.tensorrt.readback import read_back
-from saccade.engines.tensorrt.words import Refusal, builder_refusals, logger, recorder
+from saccade.engines.tensorrt.words import Refusal, as_engine_error, builder_refusals, logger, recorder
 from saccade.errors import EngineError, UsageError
 
 
@@ -102,10 +102,22 @@ def compile_plan(
     A refusal of parser or builder is in the outcome. Raises UsageError where the options do not fit the
     graph or the machine, EngineError where the result is not what was asked for.
     """
-    options = request.options
-    chosen = flavour(options.flavour)
+    chosen = flavour(request.options.flavour)
     gpu = find_gpu()
-    _check_machine(chosen, options, gpu)
+    _check_machine(chosen, request.options, gpu)
+    with as_engine_error(f"{chosen.name} {trt.__version__} failed on {request.graph.name}"):
+        return _compiled(trt, request, chosen, gpu, say, cancelled)
+
+
+def _compiled(
+    trt: Bindings,
+    request: Request,
+    chosen: Flavour,
+    gpu: Gpu | None,
+    say: Say,
+    cancelled: Callable[[], bool],
+) -> Outcome:
+    options = request.options
     log, errors = logger(trt), recorder(trt)
     builder = trt.Builder(log)
     started = time.perf_counter()

@@ -91,16 +91,16 @@ class Stream(_Handle):
         """What `work` enqueues on this stream, to be replayed. Nothing runs."""
         mode = cuda().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call("cudaStreamBeginCapture", self.value, mode)
+        graph = None
         try:
-            work()
-        except BaseException:
-            cuda().cudaStreamEndCapture(self.value)  # leave the stream usable; its failure is not news
-            raise
-        graph = call("cudaStreamEndCapture", self.value)
-        try:
+            try:
+                work()
+            finally:  # whatever happens, the stream leaves capture mode
+                graph = call("cudaStreamEndCapture", self.value)
             return Graph(call("cudaGraphInstantiate", graph, 0))
         finally:
-            cuda().cudaGraphDestroy(graph)
+            if graph is not None:
+                cuda().cudaGraphDestroy(graph)
 
 
 class Graph(_Handle):

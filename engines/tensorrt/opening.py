@@ -15,8 +15,8 @@ from saccade.engines.tensorrt.flavours import FLAVOURS, Flavour, flavour, is_ins
 from saccade.engines.tensorrt.gpu import require_gpu
 from saccade.engines.tensorrt.network import numpy_type
 from saccade.engines.tensorrt.plans import Record
+from saccade.engines.tensorrt.words import as_engine_error, parser_refusal, recorder
 from saccade.engines.tensorrt.words import logger as log_of
-from saccade.engines.tensorrt.words import parser_refusal, recorder
 from saccade.errors import BundleError, EngineError, EngineMismatch
 
 logger = logging.getLogger("saccade")
@@ -77,6 +77,11 @@ def open_plan(folder: Path, record: Record, options: EngineOptions) -> Opened:
     content = plans.read_plan(folder, record)
     _check_memory(record, options)
     call("cudaSetDevice", options.device_index)
+    with as_engine_error(f"{chosen.name} {trt.__version__} failed on {folder}"):
+        return _opened(trt, folder, record, content, options)
+
+
+def _opened(trt: Bindings, folder: Path, record: Record, content: bytes, options: EngineOptions) -> Opened:
     log, errors = log_of(trt), recorder(trt)
     runtime = trt.Runtime(log)
     runtime.error_recorder = errors
@@ -85,9 +90,7 @@ def open_plan(folder: Path, record: Record, options: EngineOptions) -> Opened:
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         words = "".join(f"\n  {message}" for message in dict.fromkeys([*errors.messages, *log.errors]))
-        raise EngineError(
-            f"{chosen.name} {trt.__version__} cannot open {folder}:{words or ' it gave no reason'}"
-        )
+        raise EngineError(f"TensorRT {trt.__version__} cannot open {folder}:{words or ' it gave no reason'}")
     opened = Opened(f"{record.bundle} ({record.key})", log, errors, runtime, engine)
     if record.options.stripped:
         _refit(trt, log, engine, folder, record)

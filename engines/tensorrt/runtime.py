@@ -24,7 +24,8 @@ from saccade.engines.tensorrt import plans
 from saccade.engines.tensorrt.device import DeviceArray, Feed, Graph, Memory, Stream, call
 from saccade.engines.tensorrt.opening import Opened, open_plan
 from saccade.engines.tensorrt.plans import Record
-from saccade.errors import EngineError, InputError
+from saccade.engines.tensorrt.words import as_engine_error
+from saccade.errors import InputError
 
 logger = logging.getLogger("saccade")
 
@@ -48,7 +49,8 @@ class TensorRtEngine:
         opened = open_plan(folder, self._record, options)
         self.inputs = {spec.name: spec for spec in self._record.inputs}
         self.outputs = {spec.name: spec for spec in self._record.outputs}
-        self._loaded = Owned(_Loaded(opened, self._record, options), self._name)
+        with as_engine_error(f"{self._name} cannot be set up"):
+            self._loaded = Owned(_Loaded(opened, self._record, options), self._name)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """All outputs by name, as NumPy arrays. Thread-safe.
@@ -68,7 +70,8 @@ class TensorRtEngine:
         described: Arrays = {n: f.stand_in() if isinstance(f, Feed) else f for n, f in given.items()}
         check_feeds(described, self.inputs)
         self._check_profile(given)
-        with loaded.lane(tuple((name, given[name].shape) for name in self.inputs)) as lane:
+        shapes = tuple((name, given[name].shape) for name in self.inputs)
+        with as_engine_error(f"{self._name} failed"), loaded.lane(shapes) as lane:
             return lane.run(given, collect)
 
     def _check_profile(self, feeds: Mapping[str, Feed]) -> None:
@@ -235,7 +238,7 @@ class _Lane:
             if capturable is not None and not capturable(self._stream.address):
                 return None
             return self._stream.capture(self._enqueue)
-        except EngineError as error:
+        except Exception as error:  # also what the bindings raise; a plain execution tells whether it matters
             self._graphs_wanted = False
             logger.info("%s runs without CUDA graphs: %s", self._record.key, error)
             return None

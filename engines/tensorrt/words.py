@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from saccade.engines.tensorrt.bindings import Bindings, INetworkDefinition, ParserError
+from saccade.errors import EngineError, SaccadeError
 
 # One for every node of a function that is used twice: nothing is wrong.
 _NOISE = ("the output tensors of this new instance will not be queryable", "is unsupported in TensorRT-RTX")
@@ -101,6 +103,17 @@ def recorder(trt: Bindings) -> Any:
             return True
 
     return Recorder()
+
+
+@contextmanager
+def as_engine_error(what: str) -> Iterator[None]:
+    """Turn what the bindings raise, which has no common root, into EngineError. Ours pass."""
+    try:
+        yield
+    except SaccadeError:
+        raise
+    except Exception as error:
+        raise EngineError(f"{what}: {str(error).strip() or type(error).__name__}") from error
 
 
 def parser_refusal(error: ParserError) -> Refusal:
