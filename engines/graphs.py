@@ -29,12 +29,15 @@ class GraphFile:
     passes: tuple[str, ...] = ()
 
 
-def write_graphs(sources: Mapping[str, onnx.ModelProto], folder: Path) -> dict[str, dict[str, GraphFile]]:
+def write_graphs(
+    sources: Mapping[str, onnx.ModelProto], folder: Path, weights: str = WEIGHTS
+) -> dict[str, dict[str, GraphFile]]:
     """Write each source, by name, and what is derived from it into `folder`: files by name and variant.
 
-    "source" is always there; "inlined" only where the source has local functions.
+    "source" is always there; "inlined" only where the source has local functions. weights: the file that
+    holds the tensors of all.
     """
-    with (folder / WEIGHTS).open("wb") as file:
+    with (folder / weights).open("wb") as file:
         pool = _Pool(file)
         return {name: _write(pool, source, folder, name) for name, source in sources.items()}
 
@@ -52,6 +55,7 @@ class _Pool:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._location = Path(file.name).name
         self._places: dict[bytes, tuple[int, int]] = {}
 
     def save(self, model: onnx.ModelProto, path: Path) -> Path:
@@ -64,7 +68,7 @@ class _Pool:
                 offset, length = self._place(content)
                 place = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
                 place.raw_data = b"-"  # set_external_data insists on a raw tensor
-                set_external_data(place, WEIGHTS, offset, length)
+                set_external_data(place, self._location, offset, length)
                 place.ClearField("raw_data")
                 tensor.CopyFrom(place)
         path.write_bytes(stored.SerializeToString())

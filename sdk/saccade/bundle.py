@@ -18,10 +18,11 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from saccade.engines.conformance import Sample, read_sample
 from saccade.engines.engine import TensorSpec
 from saccade.errors import BundleError, ExportError, UsageError
 from saccade.models.card import Card
@@ -56,6 +57,33 @@ class Bundle:
     derived: Mapping[str, Any]
     untrained: bool
     provenance: Mapping[str, Any]
+
+
+def graph_in(bundle: Bundle, name: str, precision: str = "fp32") -> Graph:
+    """The graph `name` with its files of one precision only; UsageError where it has none of it."""
+    graph = bundle.graphs[name]
+    if precision == "fp32":
+        return graph
+    if precision not in graph.files:
+        raise UsageError(
+            f"{bundle.name} has no graph in {precision}: saccade convert {bundle.path} "
+            f"--precision {precision} --out DIR"
+        )
+    inside = f"{precision}."
+    own = {v.removeprefix(inside): path for v, path in graph.files.items() if v.startswith(inside)}
+    return replace(graph, files={"source": graph.files[precision], **own})
+
+
+def sample_of(bundle: Bundle, name: str, precision: str = "fp32") -> Sample:
+    """What the graph `name` answered when it was exported, with the tolerances of `precision`."""
+    graph = graph_in(bundle, name, precision)
+    if graph.sample is None:
+        raise BundleError(f"{bundle.path} has no sample of its graph {name!r}: export the bundle again")
+    sample = read_sample(graph.sample)
+    if precision == "fp32":
+        return sample
+    record = bundle.derived[graph.files["source"].relative_to(bundle.path).as_posix()]
+    return replace(sample, tolerances=dict(record["tolerances"]))
 
 
 def home() -> Path:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade import bundle as bundles
-from saccade.engines.conformance import read_sample
 from saccade.engines.engine import Engine, EngineOptions, open_engine, resolve_engine
 from saccade.errors import BundleError, UsageError
 from saccade.models.card import Card
@@ -27,6 +26,8 @@ logger = logging.getLogger("saccade")
 
 PREDICTORS: Mapping[str, str] = {
     "classification": "saccade.predictors.classification:Classifier",
+    "embedding": "saccade.predictors.embedding:Embedder",
+    "zero_shot": "saccade.predictors.zero_shot:ZeroShotClassifier",
     "detection": "saccade.predictors.detection:Detector",
     "instance_segmentation": "saccade.predictors.detection:InstanceSegmenter",
     "semantic_segmentation": "saccade.predictors.semantic_segmentation:SemanticSegmenter",
@@ -40,6 +41,7 @@ def load(
     name_or_path: str | os.PathLike[str],
     engine: str = "auto",
     *,
+    precision: str = "fp32",
     prove: bool = False,
     device: str = "cpu",
     threads: int | None = None,
@@ -52,6 +54,7 @@ def load(
     name_or_path: a bundle's folder or .zip; the name of one in $SACCADE_HOME or of a shipped demo; or a file
     ending in .onnx. engine: "onnxruntime", "openvino", "reference"; "auto" takes the first of
     `saccade.engines.engine.AUTO_ORDER` that is installed; the predictor's `engine_name` says which.
+    precision: "fp32", or one that `saccade convert` added: "fp16", "bf16".
     prove: run the bundle's sample first and compare with what it gave where the bundle was made.
     device: "cpu", "cuda", "cuda:N". threads: CPU threads of the engine. memory_limit_mib: of CUDA memory.
     card: for an ONNX file, a Card or a JSON file of one; by default the one in the file's own metadata.
@@ -65,10 +68,13 @@ def load(
     if Path(name_or_path).suffix == ".onnx":
         if prove:
             raise UsageError("prove=True needs a bundle: an ONNX file holds no sample to compare with")
+        if precision != "fp32":
+            raise UsageError("precision= is for bundles: an ONNX file has the one it has")
         return _load_graph(Path(name_or_path), engine_name, options, card)
     if card is not None:
         raise UsageError("card= is for ONNX files: a bundle brings its own card")
-    return _load_bundle(bundles.resolve(name_or_path), engine_name, options, check=check, prove=prove)
+    path = bundles.resolve(name_or_path)
+    return _load_bundle(path, engine_name, options, precision=precision, check=check, prove=prove)
 
 
 def _load_graph(
@@ -100,11 +106,12 @@ def _read_card(graph: Path, card: str | os.PathLike[str] | None) -> Card:
 
 
 def _load_bundle(
-    path: Path, engine_name: str, options: EngineOptions, *, check: bool, prove: bool
+    path: Path, engine_name: str, options: EngineOptions, *, precision: str, check: bool, prove: bool
 ) -> Predictor[Any]:
     """Weights are hashed while the engine opens; nothing is returned, or run, before the sums are right."""
     bundle = bundles.read(path, check=False)
     _predictor_class(bundle.task, bundle.name)
+    graphs = {name: bundles.graph_in(bundle, name, precision) for name in bundle.graphs}
     small = [name for name, file in bundle.files.items() if file["bytes"] <= _SMALL]
     large = [name for name in bundle.files if name not in small]
     if check:
@@ -114,14 +121,14 @@ def _load_bundle(
         try:
             engines = {
                 name: opened.enter_context(open_engine(graph.files, engine_name, options))
-                for name, graph in bundle.graphs.items()
+                for name, graph in graphs.items()
             }
         finally:
             hashing.join()  # a changed file explains best why an engine refused it
         predictor = _predictor(engines, bundle.card, engine_name, untrained=bundle.untrained)
         if prove:
             for name, engine in engines.items():
-                _prove(bundle, name, engine, engine_name)
+                _prove(bundle, name, engine, engine_name, precision)
         opened.pop_all()
     logger.info("%s runs on %s (%s)", bundle.name, engine_name, options.device)
     if bundle.untrained:
@@ -145,12 +152,9 @@ def _predictor_class(task: str, name: str) -> type[Predictor[Any]]:
     return predictor
 
 
-def _prove(bundle: bundles.Bundle, name: str, engine: Engine, engine_name: str) -> None:
+def _prove(bundle: bundles.Bundle, name: str, engine: Engine, engine_name: str, precision: str) -> None:
     """Repeat the sample of the graph `name`; BundleError names the output that differs."""
-    path = bundle.graphs[name].sample
-    if path is None:
-        raise BundleError(f"{bundle.path} has no conformance.npz to prove itself with: export it again")
-    sample = read_sample(path)
+    sample = bundles.sample_of(bundle, name, precision)
     for row in sample.differences(engine.run(sample.inputs)):
         if not row.agrees:
             raise BundleError(

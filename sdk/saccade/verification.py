@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade import bundle as bundles
-from saccade.engines.conformance import read_sample
 from saccade.engines.engine import AUTO_ORDER, ENGINES, open_engine, resolve_engine
-from saccade.errors import BundleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +64,14 @@ def verify(
     name_or_path: str | Path,
     engines: Sequence[str] = (),
     *,
+    precision: str = "fp32",
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
     """Check every file's sha256, then run the conformance sample on each engine.
 
     engines: names; one that is not installed raises MissingDependency. By default the engines that "auto"
     chooses from, those that are installed; the reference engine is slow and must be asked for.
-    progress: called with the name of each engine before it runs.
+    precision: of the graphs. progress: called with the name of each engine before it runs.
     """
     chosen, skipped = (tuple(engines), ()) if engines else _installed()
     for engine in chosen:
@@ -82,7 +81,7 @@ def verify(
     for engine in chosen:
         if progress is not None:
             progress(engine)
-        comparisons += _compare(bundle, engine)
+        comparisons += _compare(bundle, engine, precision)
     return Verification(bundle.name, bundle.path, len(bundle.files), tuple(comparisons), skipped)
 
 
@@ -93,12 +92,10 @@ def _installed() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(found), tuple(name for name in AUTO_ORDER if name not in found)
 
 
-def _compare(bundle: bundles.Bundle, engine: str) -> list[Comparison]:
+def _compare(bundle: bundles.Bundle, engine: str, precision: str) -> list[Comparison]:
     rows = []
-    for name, graph in bundle.graphs.items():
-        if graph.sample is None:
-            raise BundleError(f"{bundle.path} has no sample for its graph {name!r}: export it again")
-        sample = read_sample(graph.sample)
+    for name in bundle.graphs:
+        graph, sample = bundles.graph_in(bundle, name, precision), bundles.sample_of(bundle, name, precision)
         with open_engine(graph.files, engine) as opened:
             differences = sample.differences(opened.run(sample.inputs))
         rows += [Comparison(engine, name, d.output, d.largest, d.tolerance) for d in differences]

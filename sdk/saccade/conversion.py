@@ -1,0 +1,282 @@
+"""A bundle gains graphs of lower precision, measured against its own evidence, written whole or not at all.
+
+Needs no checkpoint: the module's float64 answers and the noise floor of float32 travel in the bundle. The
+result is a new bundle, since one that may be in use is never changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saccade import bundle as bundles
+from saccade.bundle import Bundle
+from saccade.engines.conformance import Sample
+from saccade.engines.engine import TensorSpec, open_engine
+from saccade.errors import BundleError, ExportError, MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from saccade.engines.islands import Difference, Search
+
+MARGIN = 2.0  # rounding in another order, and noise floors that were lucky
+LEAST = 4.0  # unit roundoffs of an output's largest value
+FLOAT32_ROUNDOFF = 2.0**-24
+BATCH = 8
+RULE = (
+    f"{MARGIN:g} x the float32 noise floor x the ratio of the unit roundoffs, "
+    f"at least {LEAST:g} unit roundoffs of the largest value"
+)
+
+
+def convert(
+    name_or_path: str | Path,
+    precisions: Sequence[str],
+    out: str | Path,
+    *,
+    pictures: str | Path | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Bundle:
+    """Write the new bundle `out`: the one at `name_or_path` and its graphs in `precisions` ("fp16", "bf16").
+
+    pictures: a folder of them; what the network makes of them is compared too, and their numbers count when
+    it is decided what fits float16. Nothing is left at `out` on failure. Raises UsageError for precisions
+    that are unknown or there already, ExportError where no choice of float32 islands meets the tolerances.
+    """
+    try:
+        from saccade.engines.precision import precision_named
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"converting needs {error.name}, which is not installed: pip install 'saccade[export,cpu]'"
+        ) from error
+    bundle = bundles.read(bundles.resolve(name_or_path))
+    if not precisions:
+        raise UsageError("name at least one precision: fp16 or bf16")
+    for precision in precisions:
+        precision_named(precision)
+        if any(precision in graph.files for graph in bundle.graphs.values()):
+            raise UsageError(f"{bundle.path} has its graphs in {precision} already")
+    shown = {} if pictures is None else _shown(bundle, Path(pictures))
+
+    def fill(folder: Path) -> dict[str, Any]:
+        _copy(bundle, folder)
+        manifest, report = manifest_of(bundle), _report(bundle)
+        for key in bundle.graphs:
+            samples = [_sample(bundle, key), *_answered(bundle, key, shown.get(key, []))]
+            for precision in precisions:
+                say = partial(_say, progress, key)
+                made = _convert(bundle, key, precision, samples, folder / "graphs", say)
+                manifest["graphs"][key]["files"] |= made.files
+                manifest["derived"] |= made.derived
+                report["precisions"][f"{key}.{precision}.onnx"] = made.evidence
+        (folder / "verify.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        return manifest
+
+    return bundles.write(out, fill)
+
+
+def _say(progress: Callable[[str], None], key: str, step: str) -> None:
+    progress(f"{key}: {step}")
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Entries for the manifest (files by variant, derived by file) and for verify.json."""
+
+    files: Mapping[str, str]
+    derived: Mapping[str, Any]
+    evidence: Mapping[str, Any]
+
+
+def _convert(
+    bundle: Bundle,
+    key: str,
+    precision: str,
+    samples: Sequence[Sample],
+    folder: Path,
+    progress: Callable[[str], None],
+) -> _Made:
+    """Write one graph in one precision, and its form without functions, to `folder`."""
+    import onnx
+
+    from saccade.engines.graphs import write_graphs
+    from saccade.engines.islands import search
+    from saccade.engines.precision import PASSES, PRECISIONS
+
+    source = bundle.graphs[key].files["source"]
+    held = [_with_tolerances(sample, PRECISIONS[precision].roundoff) for sample in samples]
+    found = search(onnx.load(source), precision, held, progress)
+    name = f"{key}.{precision}"
+    written = write_graphs({name: found.converted.model}, folder, f"{name}.bin")[name]
+    files = {precision: f"graphs/{written['source'].path.name}"}
+    passes: dict[str, tuple[str, ...]] = {files[precision]: PASSES}
+    if "inlined" in written:
+        inlined = written["inlined"]
+        files |= {
+            f"{precision}.{engine}": f"graphs/{inlined.path.name}" for engine in ("onnxruntime", "openvino")
+        }
+        passes[f"graphs/{inlined.path.name}"] = (*PASSES, *inlined.passes)
+    record = {
+        "source_sha256": bundles.sha256(source),
+        "precision": precision,
+        "tolerances": {row.output: row.tolerance for row in found.differences},
+    }
+    derived = {path: {**record, "passes": list(made)} for path, made in passes.items()}
+    progress(f"comparing {precision} with float32")
+    evidence = _evidence(found, precision, held, {each.path.name: each.path for each in written.values()})
+    return _Made(files, derived, evidence)
+
+
+def _with_tolerances(sample: Sample, roundoff: float) -> Sample:
+    """`sample`, whose tolerances are float32's noise floors, with those of another precision (see `RULE`)."""
+    tolerances = {
+        name: max(
+            MARGIN * floor * roundoff / FLOAT32_ROUNDOFF,
+            LEAST * roundoff * float(np.abs(sample.outputs[name]).max()),
+        )
+        for name, floor in sample.tolerances.items()
+    }
+    return Sample(sample.inputs, sample.outputs, tolerances)
+
+
+def _evidence(
+    found: Search, precision: str, samples: Sequence[Sample], files: Mapping[str, Path]
+) -> dict[str, Any]:
+    """What verify.json says of one graph in one precision; ExportError where a written file differs."""
+    import onnx
+
+    from saccade.engines.islands import OPSET, compare
+    from saccade.engines.passes.rounding import emulate
+
+    rows = [{"file": name, **_row(each)} for name in list(files)[:1] for each in found.differences]
+    for name, path in list(files.items())[1:]:
+        rows += [{"file": name, **_row(each)} for each in compare(emulate(onnx.load(path), OPSET), samples)]
+    wrong = next((row for row in rows if not row["agrees"]), None)
+    if wrong is not None:
+        raise ExportError(
+            f"{wrong['file']}: {wrong['output']!r} differs by {wrong['difference']}, tolerance "
+            f"{wrong['tolerance']:.3g}; nothing was written"
+        )
+    islands: dict[str, list[str]] = {}
+    for node, reason in found.converted.islands.items():
+        islands.setdefault(reason, []).append(node)
+    return {
+        "precision": precision,
+        "tolerance": RULE,
+        "arithmetic": "emulated: float32 in ONNX Runtime on the CPU, every weight and result rounded",
+        "comparisons": rows,
+        "float32_nodes": islands,
+        "measured": [
+            {
+                "node": node,
+                "error": effect.error if np.isfinite(effect.error) else None,
+                "magnitude": effect.magnitude,
+            }
+            for node, effect in found.measured.items()
+        ],
+        "runs": found.runs,
+    }
+
+
+def manifest_of(bundle: Bundle) -> dict[str, Any]:
+    """What bundle.json says of `bundle`, less schema and files."""
+
+    def inside(path: Path) -> str:
+        return path.relative_to(bundle.path).as_posix()
+
+    return {
+        "name": bundle.name,
+        "task": bundle.task,
+        "card": bundle.card.to_json(),
+        "graphs": {
+            key: {
+                "inputs": [_tensor(spec) for spec in graph.inputs],
+                "outputs": [_tensor(spec) for spec in graph.outputs],
+                "files": {variant: inside(path) for variant, path in graph.files.items()},
+                "sample": inside(graph.sample) if graph.sample else None,
+            }
+            for key, graph in bundle.graphs.items()
+        },
+        "derived": dict(bundle.derived),
+        "untrained": bundle.untrained,
+        "provenance": dict(bundle.provenance),
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _copy(bundle: Bundle, folder: Path) -> None:
+    for name in bundle.files:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path / name, target)
+
+
+def _report(bundle: Bundle) -> dict[str, Any]:
+    """verify.json as it is, with a place for what is compared here."""
+    path = bundle.path / "verify.json"
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(report, dict):
+        raise BundleError(f"{path} must hold an object: export the bundle again")
+    return {"comparisons": [], "precisions": {}, **report}
+
+
+# --- what is compared ----------------------------------------------------------------------------------
+
+
+def _sample(bundle: Bundle, key: str) -> Sample:
+    """The graph's sample, with the float32 noise floors of its outputs in the place of tolerances."""
+    sample = bundles.sample_of(bundle, key)
+    rows = [row for row in _report(bundle)["comparisons"] if row["graph"].split(".")[0] == key]
+    floors = {
+        name: max((row["noise_floor"] for row in rows if row["output"] == name), default=0.0)
+        for name in sample.outputs
+    }
+    return Sample(sample.inputs, sample.outputs, floors)
+
+
+def _shown(bundle: Bundle, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What the pictures in `folder` feed to the graph that takes them, in batches, by its name."""
+    from saccade.pictures import list_pictures
+    from saccade.predictors.predictor import PICTURE_GRAPHS
+    from saccade.preprocess import batches
+
+    found = list_pictures(folder)
+    if not found:
+        raise UsageError(f"there are no pictures in {folder}")
+    key = next(name for name in PICTURE_GRAPHS if name in bundle.graphs)
+    sized = any(spec.name == "size_hw" for spec in bundle.graphs[key].inputs)
+    fed = []
+    for start in range(0, len(found), BATCH):
+        for batch in batches(found[start : start + BATCH], bundle.card.preprocessing):
+            size = {"size_hw": np.array(batch.resized_hw, np.float32)} if sized else {}
+            fed.append({"image": batch.image, **size})
+    return {key: fed}
+
+
+def _answered(bundle: Bundle, key: str, feeds: Sequence[Mapping[str, Any]]) -> list[Sample]:
+    """Samples of what float32 answers to `feeds`, held to the noise floors of the bundle's own sample."""
+    if not feeds:
+        return []
+    graph = bundle.graphs[key]
+    floors = _sample(bundle, key).tolerances
+    with open_engine(graph.files, "onnxruntime") as engine:
+        return [Sample(feed, engine.run(feed), floors) for feed in feeds]
+
+
+def _row(difference: Difference) -> dict[str, Any]:
+    finite = np.isfinite(difference.largest)
+    return {
+        "output": difference.output,
+        "difference": difference.largest if finite else None,
+        "tolerance": difference.tolerance,
+        "agrees": difference.agrees,
+    }
