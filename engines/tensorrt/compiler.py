@@ -15,10 +15,11 @@ from saccade.engines.tensorrt.bindings import (
     Bindings,
     Builder,
     IBuilderConfig,
+    IHostMemory,
     INetworkDefinition,
     RtxBuilderConfig,
 )
-from saccade.engines.tensorrt.flavours import Flavour, flavour
+from saccade.engines.tensorrt.flavours import PLUGINS_SINCE, Flavour, flavour, version_numbers
 from saccade.engines.tensorrt.gpu import Gpu, find_gpu
 from saccade.engines.tensorrt.options import CURRENT, BuildOptions, capabilities
 from saccade.engines.tensorrt.progress import Say, monitor
@@ -118,6 +119,7 @@ def _compiled(
     cancelled: Callable[[], bool],
 ) -> Outcome:
     options = request.options
+    binding, remarks = _bind(trt, options, gpu)
     log, errors = logger(trt), recorder(trt)
     builder = trt.Builder(log)
     started = time.perf_counter()
@@ -126,39 +128,48 @@ def _compiled(
     facts: dict[str, Any] = {
         "version": trt.__version__,
         "gpu": gpu,
+        "binding": binding,
         "parsed": not parsed.refusals,
         "layers": network.num_layers,
         "parse_seconds": round(time.perf_counter() - started, 3),
     }
     if parsed.refusals or not request.build:
-        return Outcome(**facts, refusals=parsed.refusals, warnings=tuple(log.warnings))
-    # Not before: a network that was parsed under a recorder crashes when it is let go (seen with RTX 1.7.1).
-    builder.error_recorder = network.error_recorder = errors
+        return Outcome(**facts, refusals=parsed.refusals, warnings=(*remarks, *log.warnings))
     found = networks.working_types(trt, network)
     networks.check_precision(options, found)
-    facts["working_types"] = dict(found)
+    # Not before: a network that was parsed under a recorder crashes when it is let go (seen with RTX 1.7.1).
+    builder.error_recorder = network.error_recorder = errors
     config = _configure(trt, builder, network, request)
     config.progress_monitor = monitor(trt, say, cancelled)
     cache = timing_cache.attach(config, chosen, request.timing_cache, trt.__version__, gpu)
     log.errors.clear()
     started = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
-    facts["build_seconds"] = round(time.perf_counter() - started, 3)
+    facts |= {
+        "build_seconds": round(time.perf_counter() - started, 3),
+        "built": plan is not None,
+        "working_types": dict(found),
+    }
     if plan is None:
-        said = dict.fromkeys([*errors.messages, *log.errors]) or {
-            "the builder failed and gave no reason": None
-        }
-        refused = tuple(builder_refusals(network, list(said)))
-        return Outcome(**facts, built=False, refusals=refused, warnings=tuple(log.warnings))
-    if cache is not None:
-        timing_cache.keep(config, cache)
-    facts["plan_bytes"] = plan.nbytes
+        said = list(dict.fromkeys([*errors.messages, *log.errors])) or [_SILENT]
+        facts["refusals"] = tuple(builder_refusals(network, said))
+    else:
+        if cache is not None:
+            timing_cache.keep(config, cache)
+        facts |= _kept(trt, log, request, plan, gpu)
+    return Outcome(**facts, warnings=(*remarks, *log.warnings))
+
+
+_SILENT = "the builder failed and gave no reason"
+
+
+def _kept(trt: Bindings, log: Any, request: Request, plan: IHostMemory, gpu: Gpu | None) -> dict[str, Any]:
+    """Write the plan where that is asked for, and read back what it says of itself where a GPU opens it."""
     content = memoryview(plan)  # type: ignore[arg-type]  # IHostMemory speaks the buffer protocol
     if request.plan is not None:
         _write(request.plan, content)
-    if gpu is not None:
-        facts |= read_back(trt, log, options, content)
-    return Outcome(**facts, built=True, warnings=tuple(log.warnings))
+    said = {} if gpu is None else read_back(trt, log, request.options, content)
+    return {"plan_bytes": plan.nbytes, **said}
 
 
 def _check_machine(chosen: Flavour, options: BuildOptions, gpu: Gpu | None) -> None:
@@ -178,6 +189,22 @@ def _check_machine(chosen: Flavour, options: BuildOptions, gpu: Gpu | None) -> N
             raise EngineError(
                 f"{name} plans of {chosen.name} are built beside an NVIDIA driver only; here is none"
             )
+
+
+def _bind(trt: Bindings, options: BuildOptions, gpu: Gpu | None) -> tuple[str, tuple[str, ...]]:
+    """Register the plugins where they are asked for; what nodes become, and remarks for the log."""
+    if options.binding != "plugin":
+        return "function", ()
+    if version_numbers(trt.__version__) < PLUGINS_SINCE:
+        since = ".".join(map(str, PLUGINS_SINCE))
+        return "function", (
+            f"TensorRT {trt.__version__} is older than {since}: nodes run from function bodies, not plugins",
+        )
+    from saccade.engines.kernels import plugins
+
+    assert gpu is not None  # flavours with plugins build on a GPU
+    plugins.register(int(gpu.capability))
+    return "plugin", ()
 
 
 def _configure(

@@ -98,6 +98,8 @@ class BuildOptions:
         for name, reason in chosen.refuses.items():
             if getattr(self, name) != _DEFAULTS[name]:
                 raise UsageError(f"{name}={getattr(self, name)!r} is not for {chosen.name}: {reason}")
+        if self.binding == "plugin" and not chosen.aot_plugins:
+            raise UsageError(f"{chosen.name} takes no plugins into its plans: build with binding function")
         if chosen.capabilities:
             if self.target is None:
                 object.__setattr__(self, "target", CURRENT)
