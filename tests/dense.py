@@ -42,6 +42,7 @@ def small(name: str, **config: Any) -> nn.Module:
     return scrambled(create(name, **config))
 
 
+@torch.no_grad()
 def scrambled(module: nn.Module) -> nn.Module:
     """`module` with batch norms that do something: fresh ones would hide mistakes."""
     for part in module.modules():

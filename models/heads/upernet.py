@@ -82,9 +82,13 @@ def adaptive_mean(x: Tensor, side: int) -> Tensor:
 
 
 def _means(size: int, side: int, like: Tensor) -> Tensor:
-    """(side, size): row i averages the cells from floor(i * size / side) to ceil((i + 1) * size / side)."""
-    cell = torch.arange(size, device=like.device)
-    region = torch.arange(side, device=like.device)[:, None]
-    first, last = region * size // side, ((region + 1) * size + side - 1) // side
-    inside = ((cell >= first) & (cell < last)).to(like.dtype)
-    return inside / inside.sum(1, keepdim=True)
+    """(side, size): row i averages the cells from floor(i * size / side) to ceil((i + 1) * size / side).
+
+    In floating point, where the quotients are exact enough: integers and comparisons export to many nodes, of
+    types that TensorRT does not take.
+    """
+    cell = torch.arange(size, device=like.device, dtype=like.dtype)
+    region = torch.arange(side, device=like.device, dtype=like.dtype)[:, None]
+    first, last = torch.floor(region * size / side), torch.ceil((region + 1) * size / side)
+    inside = (torch.minimum(cell + 1, last) - torch.maximum(cell, first)).clamp(min=0)
+    return inside / (last - first)
