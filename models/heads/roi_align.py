@@ -29,17 +29,19 @@ def region_features(
     """Pool each region from its level. rois: (B, R, 4) pixels -> (B * R, C, size, size).
 
     Exact and static: a level sees the regions of other levels as zero boxes, which have no samples and
-    hence give exact zeros at no cost, so that the levels' answers add up.
+    hence cost nothing. What an engine makes of no samples (OpenVINO: 0 / 0) is never looked at; a region
+    without area has zeros.
     """
     level = region_levels(rois, len(pyramid))
     align = _separable if form == "separable" else _native
     total = None
     for i, (features, stride) in enumerate(zip(pyramid, strides, strict=True)):
-        own = torch.where((level == i)[..., None], rois, 0.0)
-        pooled = align(features, own, 1 / stride, size)
-        total = pooled if total is None else total + pooled
+        own = level == i
+        pooled = align(features, torch.where(own[..., None], rois, 0.0), 1 / stride, size)
+        total = pooled if total is None else torch.where(own.reshape(-1, 1, 1, 1), pooled, total)
     assert total is not None
-    return total
+    some = (rois[..., 2:] > rois[..., :2]).all(-1)
+    return torch.where(some.reshape(-1, 1, 1, 1), total, 0.0)
 
 
 def region_levels(rois: Tensor, levels: int) -> Tensor:
