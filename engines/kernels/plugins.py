@@ -10,9 +10,12 @@ needed here. Status: API-checked; no TensorRT builder has run this in the projec
 
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from saccade.engines.kernels import ptx
 from saccade.engines.kernels.launch import Kernel
@@ -20,16 +23,19 @@ from saccade.engines.kernels.registry import KERNELS
 from saccade.errors import MissingDependency
 from saccade.models.operators import DOMAIN
 
-_TYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
+# TensorRT's names, as members of DataType and as autotuning spells them.
+DATA_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+_AUTOTUNE_TYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 _target = SimpleNamespace(compute_capability=0)
 _registered: list[str] = []
 
 
 def register(compute_capability: int) -> tuple[str, ...]:
-    """Register a plugin for every operator; engines built from now on are for `compute_capability` (89 for 8.9).
+    """Register a plugin for every operator; what is built from now on is for one kind of GPU.
 
-    Returns their names. A process registers once; later calls change the compute capability only. Raises
-    MissingDependency without TensorRT or where it is older than its ahead-of-time plugins.
+    compute_capability: 89 for 8.9. Returns the operators' names. A process registers once; later calls change
+    the compute capability only. Raises MissingDependency without TensorRT, where it is older than its
+    ahead-of-time plugins, and where it does not get along with the NumPy at hand.
     """
     _target.compute_capability = compute_capability
     if not _registered:
@@ -48,15 +54,30 @@ def _tensorrt() -> tuple[Any, Any]:
         raise MissingDependency("TensorRT is not installed: pip install 'saccade[tensorrt]'") from error
     if not hasattr(trtp, "aot_impl"):
         raise MissingDependency(
-            f"TensorRT {trt.__version__} has no ahead-of-time plugins: pip install --upgrade 'saccade[tensorrt]'"
+            f"TensorRT {trt.__version__} has no ahead-of-time plugins: "
+            "pip install --upgrade 'saccade[tensorrt]'"
+        )
+    if int(trt.__version__.split(".")[0]) < 11 and not _one_element_is_a_number():
+        raise MissingDependency(
+            f"the plugin module of TensorRT {trt.__version__} cannot read a node's attributes with NumPy "
+            f"{np.__version__}: pip install 'numpy<2.4', or --upgrade 'saccade[tensorrt]'"
         )
     return trt, trtp
+
+
+def _one_element_is_a_number() -> bool:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            int(np.zeros(1))
+    except TypeError:
+        return False
+    return True
 
 
 def _define(kernel: Kernel, trt: Any, trtp: Any) -> None:
     """Declare, autotune and implement one plugin. TensorRT passes inputs, attributes, then what is named."""
     inputs, attributes = kernel.operator.inputs, kernel.operator.attributes
-    types = {getattr(trt.DataType, name): dtype for name, dtype in _data_types().items()}
+    types = {getattr(trt.DataType, name): dtype for name, dtype in DATA_TYPES.items()}
 
     def split(arguments: Sequence[Any]) -> tuple[Sequence[Any], dict[str, int]]:
         values = arguments[len(inputs) : len(inputs) + len(attributes)]
@@ -68,7 +89,7 @@ def _define(kernel: Kernel, trt: Any, trtp: Any) -> None:
         return trtp.from_shape_expr(output, dtype=tensors[0].dtype)
 
     def combinations(*_: Any) -> Any:
-        names = [name for dtype, name in _TYPES.items() if _has_ptx(kernel, dtype)]
+        names = [name for dtype, name in _AUTOTUNE_TYPES.items() if _has_ptx(kernel, dtype)]
         positions = ", ".join(["|".join(names)] * (len(inputs) + 1))
         return [trtp.AutoTuneCombination(positions, "LINEAR", list(kernel.tiles))]
 
@@ -96,10 +117,6 @@ def _define(kernel: Kernel, trt: Any, trtp: Any) -> None:
         _signed(combinations, [*given, ("outputs", several)], list[trtp.AutoTuneCombination])
     )
     trtp.aot_impl(identifier)(_signed(launch, [*given, ("outputs", several), ("tactic", int)], launched))
-
-
-def _data_types() -> dict[str, str]:
-    return {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 
 
 def _has_ptx(kernel: Kernel, dtype: str) -> bool:

@@ -94,13 +94,17 @@ def find(kernel: str, dtype: str, compute_capability: int, **constants: int) -> 
     return max(fitting, key=lambda record: record.arch)
 
 
-@cache
 def load(record: LaunchRecord) -> str:
     """The PTX text of `record`, its sha256 checked."""
-    text = gzip.decompress(_folder().joinpath(record.file).read_bytes()).decode("ascii")
+    return _read(record.file, record.sha256)
+
+
+@cache
+def _read(file: str, sha256: str) -> str:
+    text = gzip.decompress(_folder().joinpath(file).read_bytes()).decode("ascii")
     found = hashlib.sha256(text.encode("ascii")).hexdigest()
-    if found != record.sha256:
-        raise EngineError(f"{record.file} has sha256 {found}, not {record.sha256}: reinstall saccade")
+    if found != sha256:
+        raise EngineError(f"{file} has sha256 {found}, not {sha256}: reinstall saccade")
     return text
 
 
