@@ -15,6 +15,7 @@ from saccade.errors import BundleError
 Task = Literal[
     "classification",
     "embedding",
+    "zero_shot",
     "features",
     "detection",
     "instance_segmentation",
@@ -49,12 +50,27 @@ class Preprocessing:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Texts:
+    """From a text to the tokens of a CLIP model, and from two embeddings to a logit.
+
+    vocabulary, context: of `saccade.tokenizer.Tokenizer`. scale: the factor of cosine similarities before a
+    softmax. templates: sentences with one {} for the name of a class; () takes prompts as they are.
+    """
+
+    vocabulary: int = 49408
+    context: int = 77
+    scale: float = 100.0
+    templates: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Card:
     """One model: what it is, how its input is made, where it comes from.
 
     `parameters` and `multiply_accumulates` are counts for one picture at `preprocessing.input_size_hw`;
     `top1` is the published ImageNet-1k accuracy in percent at that size, None where nothing was published.
-    `unit` is that of depths: "metre", or "relative" where it is not known.
+    `unit` is that of depths: "metre", or "relative" where it is not known. `texts` says how the text tower
+    reads, None where there is none.
     """
 
     name: str
@@ -63,6 +79,7 @@ class Card:
     preprocessing: Preprocessing = Preprocessing()
     labels: tuple[str, ...] = ()
     unit: str = ""
+    texts: Texts | None = None
     parameters: int | None = None
     multiply_accumulates: int | None = None
     top1: float | None = None
@@ -80,6 +97,8 @@ class Card:
         """Read what `to_json` wrote. Unknown, missing or ill-typed fields raise BundleError by name."""
         fields = dict(_checked(cls, data))
         fields["preprocessing"] = Preprocessing(**_checked(Preprocessing, fields.get("preprocessing", {})))
+        if fields.get("texts") is not None:
+            fields["texts"] = Texts(**_checked(Texts, fields["texts"]))
         card = cls(**fields)
         _check_choice("task", card.task, get_args(Task))
         _check_choice("resampler", card.preprocessing.resampler, get_args(Resampler))
@@ -91,7 +110,7 @@ _SIZES = ("input_size_hw", "resize_hw")
 _COLOURS = ("mean_rgb", "std_rgb")
 
 
-def _checked(cls: type[Card] | type[Preprocessing], data: Any) -> dict[str, Any]:
+def _checked(cls: type[Card] | type[Preprocessing] | type[Texts], data: Any) -> dict[str, Any]:
     """`data` with lists as tuples, after checking field names and the types that arithmetic relies on."""
     if not isinstance(data, Mapping):
         raise BundleError(f"{cls.__name__.lower()} must be an object, not {type(data).__name__}")
@@ -113,15 +132,15 @@ def _well_typed(name: str, value: Any) -> bool:
     if name in _COLOURS:
         numbers = all(isinstance(v, int | float) for v in value)
         return len(value) == 3 and numbers and (name == "mean_rgb" or all(v > 0 for v in value))
-    if name == "labels":
+    if name in ("labels", "templates"):
         return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
-    if name == "pad_multiple":
+    if name in ("pad_multiple", "vocabulary", "context"):
         return type(value) is int and value > 0
-    if name == "value_range":
+    if name in ("value_range", "scale"):
         return isinstance(value, int | float) and value > 0
     if name in ("parameters", "multiply_accumulates", "top1"):
         return value is None or isinstance(value, int | float)
-    return name == "preprocessing" or isinstance(value, str)
+    return name in ("preprocessing", "texts") or isinstance(value, str)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

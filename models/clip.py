@@ -1,34 +1,50 @@
-"""Image towers of CLIP models, and zero-shot classification as an ordinary graph.
+"""CLIP models: an image tower, a text tower where there is one, and what makes classes of the two.
 
 MobileCLIP: Vasu et al., arXiv 2311.17049 (apple/ml-mobileclip); ViT-B/16: Radford et al., arXiv 2103.00020
-(open_clip). timm implements the towers; checkpoints may be official ones, open_clip's or timm's.
+(open_clip). timm and open_clip implement the towers; checkpoints may be official ones, open_clip's or timm's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, UsageError
-from saccade.models.checkpoint import Checkpoint, Source, load_strict, read_checkpoint
+from saccade.models.checkpoint import Checkpoint
+from saccade.models.text_tower import TextSizes, TextTower, text_tower
 from saccade.models.timm_models import as_feature_maps, build, head_width, load
-from saccade.models.towers import has_text_tower, image_state, is_text_name
+from saccade.models.towers import has_text_tower, image_state, logit_scale, text_state
 
-__all__ = ["EmbeddingClassifier", "ImageTower", "class_matrix", "image_tower"]
+__all__ = ["EmbeddingClassifier", "Towers", "clip_model"]
 
-EMBEDDING = 512
+LARGEST_SCALE = 100.0  # Radford et al., section 2.5
 
 
-class ImageTower(nn.Module):
-    """(B, 3, H, W) -> unnormalised embeddings (B, width)."""
+class Towers(nn.Module):
+    """Pictures and texts to embeddings (B, width), unnormalised: both of one space.
 
-    def __init__(self, trunk: nn.Module) -> None:
+    trunk: the image tower. text: the text tower, or None. logit_scale: logarithm of the factor of cosine
+    similarities, a scalar that training learns with the text tower; None starts where CLIP's training did.
+    """
+
+    logit_scale: Tensor
+
+    def __init__(
+        self, trunk: nn.Module, text: TextTower | None = None, logit_scale: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.trunk = trunk
+        self.text = text
+        if text is not None:
+            initial = torch.tensor(math.log(1 / 0.07)) if logit_scale is None else logit_scale.clone()
+            self.logit_scale = nn.Parameter(initial)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) -> (B, width)."""
         embeddings: Tensor = self.trunk(image)
         return embeddings
 
@@ -36,29 +52,56 @@ class ImageTower(nn.Module):
         """As `forward`; the name that CLIP models use."""
         return self.forward(image)
 
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, context) int64, padded with 0 -> (B, width). UsageError without a text tower."""
+        if self.text is None:
+            raise UsageError(
+                "this model has an image tower only. Its text tower comes with a checkpoint that has one, or "
+                "with create(..., text=True); mobileclip_s0 has none here"
+            )
+        embeddings: Tensor = self.text(tokens)
+        return embeddings
 
-def image_tower(
+    def scale(self) -> float:
+        """The factor of cosine similarities: what training learned, at most 100; 100 without a text tower."""
+        learned = math.inf if self.text is None else self.logit_scale.detach().exp().item()
+        return min(learned, LARGEST_SCALE)
+
+
+def clip_model(
     *,
     checkpoint: Checkpoint | None,
     features: bool,
     architecture: str,
+    text: bool | None = None,
+    causal: bool | None = None,
     img_size: int | tuple[int, int] | None = None,
     official_stem: bool = True,
     quick_gelu: bool = False,
+    embedding_width: int = 512,
     layers: Sequence[int] | None = None,
     embed_dims: Sequence[int] | None = None,
     embed_dim: int | None = None,
     depth: int | None = None,
     num_heads: int | None = None,
+    text_width: int = 512,
+    text_layers: int = 12,
+    text_heads: int = 8,
+    vocabulary: int = 49408,
+    context: int = 77,
     out_indices: Sequence[int] | None = None,
 ) -> nn.Module:
-    """The image tower `architecture` (a timm name); the text tower's weights in the checkpoint are left.
+    """The image tower `architecture` (a timm name), with its text tower where that is wanted.
 
+    text: None takes the text tower if the checkpoint has it, and leaves it out otherwise; with `features` it
+    always stays out. causal: whether a token of the text sees only those before it; None: no text tower here.
     official_stem: for vit_base_mci_224, build MobileCLIP-B as apple/ml-mobileclip does. timm and open_clip
     pad its first convolution by 0 instead of 1, which shifts every patch by a pixel; pass False for
     MobileCLIP2-B, which was trained so.
-    quick_gelu: for weights trained with it (OpenAI's).
+    quick_gelu: for weights trained with it (OpenAI's), in both towers.
     img_size: for the plain ViTs; their position table is resampled in two dimensions.
+    layers, embed_dims (MCi), embed_dim, depth, num_heads (ViT): of the image tower. vocabulary, context:
+    token ids, and tokens per text.
     """
     state = image_state(checkpoint.state) if checkpoint else None
     fixed_size = architecture.startswith("vit")
@@ -71,12 +114,39 @@ def image_tower(
         "depth": depth,
         "num_heads": num_heads,
     }
-    trunk = build(architecture, (head_width(state) if state else None) or EMBEDDING, sizes)
+    width = (head_width(state) if state else None) or embedding_width
+    trunk = build(architecture, width, sizes)
     if architecture == "vit_base_mci_224" and official_stem:
         _make_official(trunk)
     if state is not None:
         load(trunk, state, what=f"the image tower {architecture}", headless=features)
-    return as_feature_maps(trunk, out_indices) if features else ImageTower(trunk)
+    if features:
+        return as_feature_maps(trunk, out_indices)
+    if not _has_text(text, causal, checkpoint, architecture):
+        return Towers(trunk)
+    both = checkpoint.state if checkpoint else None
+    tower = text_tower(
+        TextSizes(text_width, text_layers, text_heads, vocabulary, context, bool(causal)),
+        width,
+        quick_gelu=quick_gelu,
+        state=text_state(both) if both else None,
+        what=f"the text tower beside {architecture}",
+    )
+    return Towers(trunk, tower, logit_scale(both) if both else None)
+
+
+def _has_text(
+    text: bool | None, causal: bool | None, checkpoint: Checkpoint | None, architecture: str
+) -> bool:
+    """Whether to build the text tower."""
+    stored = checkpoint is not None and has_text_tower(checkpoint.state)
+    if text and causal is None:
+        raise UsageError(f"the text tower beside {architecture} cannot be built: no library here has it")
+    if text and checkpoint is not None and not stored:
+        raise CheckpointError(
+            "the checkpoint holds no text tower: leave text=True, or take a checkpoint of both"
+        )
+    return causal is not None and (stored if text is None else text)
 
 
 def _make_official(trunk: nn.Module) -> None:
@@ -104,49 +174,3 @@ class EmbeddingClassifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return F.normalize(self.tower(image), dim=-1) @ self.matrix
-
-
-# open_clip's name for the two towers of each of our models; S0's text tower has no port.
-_OPEN_CLIP = {
-    "mobileclip_s1": "MobileCLIP-S1",
-    "mobileclip_s2": "MobileCLIP-S2",
-    "mobileclip_b": "MobileCLIP-B",
-    "clip_vit_b_16": "ViT-B-16",
-}
-
-
-def class_matrix(
-    name: str,
-    checkpoint: Source,
-    labels: Sequence[str],
-    templates: Sequence[Callable[[str], str] | str] | None = None,
-    *,
-    quick_gelu: bool = False,
-) -> Tensor:
-    """Zero-shot class weights, float32 (512, K), columns of length one, from the text tower of `checkpoint`.
-
-    templates: formats with one {} or functions of a label; None takes OpenAI's 80 for ImageNet. Each
-    prompt's embedding is normalised, and so is their mean per class (Radford et al., section 3.1.4).
-    """
-    import open_clip
-    from open_clip.convert import convert_state_dict
-
-    if name not in _OPEN_CLIP:
-        known = ", ".join(_OPEN_CLIP)
-        raise UsageError(f"the text tower of {name!r} cannot be built here; those of {known} can")
-    architecture = _OPEN_CLIP[name]
-    state = read_checkpoint(checkpoint).state
-    if not has_text_tower(state):
-        raise CheckpointError(f"the checkpoint holds no text tower; {name} needs one to make class weights")
-    model = open_clip.create_model(architecture, force_quick_gelu=quick_gelu)
-    what = f"the text tower of {architecture}"
-    converted = convert_state_dict(model, dict(state))
-    load_strict(model, converted, what=what, ignore=lambda each: not is_text_name(each))
-    columns: Tensor = open_clip.build_zero_shot_classifier(
-        model,
-        open_clip.get_tokenizer(architecture),
-        classnames=list(labels),
-        templates=list(templates or open_clip.OPENAI_IMAGENET_TEMPLATES),
-        num_classes_per_batch=10,
-    )
-    return columns.float()

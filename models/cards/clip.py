@@ -1,4 +1,4 @@
-"""Two-tower models; only their image towers here. Accuracies are zero-shot ones on ImageNet-1k."""
+"""Two-tower models. Accuracies are zero-shot ones on ImageNet-1k."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from saccade.models.card import Card
 from saccade.models.cards.timm import apple_weights, clip_preprocessing
 from saccade.models.entry import Entry
 
-_BUILDER = "saccade.models.clip:image_tower"
+_BUILDER = "saccade.models.clip:clip_model"
+# Whether the text tower has the causal mask; S0's tower mixes convolutions in, and no library has it.
+_CAUSAL = {"s0": None, "s1": False, "s2": False, "b": True}
 
 
 def _mobileclip(size: str, trunk: str, side: int, parameters: int, macs: int, top1: float, hub: str) -> Entry:
@@ -24,7 +26,7 @@ def _mobileclip(size: str, trunk: str, side: int, parameters: int, macs: int, to
         licence="apple-amlr (research only)",
         remark="Counts are of the image tower, accuracy is zero-shot.",
     )
-    return Entry(card, _BUILDER, {"architecture": trunk}, hub)
+    return Entry(card, _BUILDER, {"architecture": trunk, "causal": _CAUSAL[size]}, hub)
 
 
 _VIT_B_16 = Entry(
@@ -41,7 +43,7 @@ _VIT_B_16 = Entry(
         remark="Weights named openai were trained with QuickGELU: pass quick_gelu=True.",
     ),
     _BUILDER,
-    {"architecture": "vit_base_patch16_clip_224"},
+    {"architecture": "vit_base_patch16_clip_224", "causal": True},
     "open_clip:ViT-B-16/laion2b_s34b_b88k",
 )
 

@@ -36,10 +36,13 @@ if TYPE_CHECKING:
     from saccade.predictors.classification import Classifier
     from saccade.predictors.depth import DepthEstimator
     from saccade.predictors.detection import Detector, InstanceSegmenter
+    from saccade.predictors.embedding import Embedder
     from saccade.predictors.predictor import Predictor
     from saccade.predictors.semantic_segmentation import SemanticSegmenter
+    from saccade.predictors.zero_shot import ZeroShotClassifier
     from saccade.results.classification import Classification
     from saccade.results.detections import Detections
+    from saccade.results.embeddings import Embeddings
     from saccade.results.maps import DepthMap, SemanticMap
 
 __all__ = [
@@ -55,6 +58,8 @@ __all__ = [
     "DepthMap",
     "Detections",
     "Detector",
+    "Embedder",
+    "Embeddings",
     "EngineError",
     "EngineMismatch",
     "ExportError",
@@ -67,6 +72,7 @@ __all__ = [
     "SemanticMap",
     "SemanticSegmenter",
     "UsageError",
+    "ZeroShotClassifier",
     "build",
     "draw",
     "load",
@@ -81,12 +87,15 @@ _HOME = {
     "DepthMap": "saccade.results.maps",
     "Detections": "saccade.results.detections",
     "Detector": "saccade.predictors.detection",
+    "Embedder": "saccade.predictors.embedding",
+    "Embeddings": "saccade.results.embeddings",
     "InstanceSegmenter": "saccade.predictors.detection",
     "build": "saccade.builds",
     "draw": "saccade.drawing",
     "load": "saccade.loading",
     "Predictor": "saccade.predictors.predictor",
     "SemanticMap": "saccade.results.maps",
+    "ZeroShotClassifier": "saccade.predictors.zero_shot",
     "SemanticSegmenter": "saccade.predictors.semantic_segmentation",
 }
 

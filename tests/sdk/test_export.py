@@ -145,30 +145,6 @@ def test_an_encoder_with_a_head_classifies(name: str, in_config: bool, tmp_path:
     assert exported.graphs["model"].inputs[0].shape == ("batch", 3, side, side)
 
 
-def test_both_towers_take_quick_gelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from saccade.models import clip
-
-    seen: dict[str, Any] = {}
-
-    def matrix(name: str, source: Any, labels: Any, **options: Any) -> torch.Tensor:
-        seen.update(options)
-        return torch.nn.functional.normalize(torch.randn(512, len(labels)), dim=0)
-
-    monkeypatch.setattr(clip, "class_matrix", matrix)
-    config = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64, "quick_gelu": True}
-    torch.manual_seed(0)
-    save_file(create("clip_vit_b_16", **config).state_dict(), tmp_path / "w.safetensors")
-    (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    export_bundle(
-        "clip_vit_b_16",
-        tmp_path / "w.safetensors",
-        tmp_path / "out",
-        config=config,
-        classes=tmp_path / "classes.txt",
-    )
-    assert seen["quick_gelu"] is True
-
-
 @pytest.mark.parametrize("content", [b"", b"not numbers", b"PK\x03\x04"])
 def test_a_class_matrix_that_is_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "matrix.npy").write_bytes(content)

@@ -53,6 +53,10 @@ def export(
         Path | None,
         typer.Option(metavar="FILE.npy", help="CLIP: text embeddings, (512, classes); names from --labels."),
     ] = None,
+    templates: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CLIP: sentences with one {} for a class name, one per line."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a checkpoint into a bundle: exported, compared with the model it came from, written whole or not.
@@ -77,6 +81,7 @@ def export(
             config=_read_config(config),
             classes=classes,
             class_matrix=class_matrix,
+            templates=templates,
             progress=say,
         )
     if as_json:

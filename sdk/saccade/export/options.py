@@ -28,6 +28,7 @@ class Options:
     input_size_hw, mean_rgb, std_rgb (in units of 0..1), crop (share of the resized side that is kept),
     interpolation ("bilinear", "bicubic"): replace what the model's card says of the preprocessing.
     config: sizes for `saccade.models.create`.
+    templates: CLIP only: sentences with one {} for the name of a class, one per line.
     classes, class_matrix: CLIP only: class names to encode with the checkpoint's text tower, or a .npy file
     (width, classes) of normalised class embeddings, named by `labels`. Without them the bundle embeds.
     """
@@ -45,6 +46,7 @@ class Options:
     config: Mapping[str, Any] | None = None
     classes: Path | None = None
     class_matrix: Path | None = None
+    templates: Path | None = None
 
 
 def check(options: Options, entry: zoo.Entry) -> None:
@@ -57,6 +59,8 @@ def check(options: Options, entry: zoo.Entry) -> None:
         raise UsageError(f"{name} has classes of its own: --classes and --class-matrix are for CLIP towers")
     if options.classes and (options.class_matrix or options.labels or options.random):
         raise UsageError("--classes names and encodes the classes: leave --labels, --class-matrix, --random")
+    if options.templates and (not tower or options.class_matrix):
+        raise UsageError("--templates is for CLIP towers whose text tower reads the names of classes")
     if options.class_matrix and not options.labels:
         raise UsageError("--class-matrix needs --labels FILE to name its columns")
     if options.labels and tower and not options.class_matrix:
