@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # The module that measures each task: `evaluate(predictor, data, batch=, progress=, **its own) -> Report`.
 _MODULES: Mapping[str, str] = {
     "classification": "saccade.evaluation.classification",
+    "zero_shot": "saccade.evaluation.zero_shot",
     "detection": "saccade.evaluation.coco",
     "instance_segmentation": "saccade.evaluation.coco",
     "semantic_segmentation": "saccade.evaluation.segmentation",
