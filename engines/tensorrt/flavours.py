@@ -95,6 +95,12 @@ def load(chosen: Flavour) -> Bindings:
     return cast(Bindings, library)
 
 
+def installed_version(name: str) -> str | None:
+    """The version of the flavour called `name`; None where it is not installed. Imports it."""
+    chosen = flavour(name)
+    return load(chosen).__version__ if is_installed(chosen) else None
+
+
 def version_numbers(version: str) -> tuple[int, ...]:
     """ "10.15.1.29" as (10, 15, 1, 29), to compare."""
     return tuple(int(number) for number in re.findall(r"\d+", version))

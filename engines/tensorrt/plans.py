@@ -14,13 +14,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saccade.engines.engine import TensorSpec
-from saccade.engines.tensorrt.flavours import flavour, version_numbers
+from saccade.engines.tensorrt.flavours import flavour, installed_version, version_numbers
 from saccade.engines.tensorrt.gpu import Gpu
 from saccade.engines.tensorrt.options import CURRENT, BuildOptions, capabilities
 from saccade.errors import BundleError, EngineError, EngineMismatch
@@ -230,46 +230,38 @@ def find(
     bundle: Path,
     graph: str,
     files: Mapping[str, str],
-    *,
-    version: str,
-    flavour_name: str,
     gpu: Gpu,
-    precision: str | None = None,
+    precision: str = "fp32",
+    version_of: Callable[[str], str | None] = installed_version,
 ) -> Path:
     """The newest plan of `graph` for this machine; its folder.
 
-    files: sha256 of the bundle's files by path. precision: None where the bundle has plans of one only.
-    EngineMismatch with the reasons and the command where there is none.
+    files: sha256 of the bundle's files by path. version_of: the version of a flavour, None where it is not
+    installed. EngineMismatch with the reasons and the command where there is none.
     """
-    refused, fitting = [], []
+    refused = []
     for folder, record in records(bundle):
-        if record.graph != graph or precision not in (None, record.options.precision):
+        if record.graph != graph or record.options.precision != precision:
             continue
-        if not _runs_with(record, flavour_name):
-            reason: str | None = f"it is for {record.options.flavour}"
-        elif any(files.get(path) != digest for path, digest in record.files.items()):
-            reason = "it was built from another graph"
-        else:
-            reason = obstacle(record, version, gpu)
+        reason = _reason_against(record, files, gpu, version_of)
         if reason is None:
-            fitting.append((folder, record))
-        else:
-            refused.append(f"{record.key}: {reason}")
-    found = sorted({record.options.precision for _, record in fitting})
-    if len(found) > 1:
-        raise EngineMismatch(f"{bundle} has plans in {' and '.join(found)}: say which with precision=")
-    if fitting:
-        return fitting[0][0]
-    command = build_command(bundle, flavour_name, precision or "fp32")
-    reasons = "".join(f"\n  {reason}" for reason in refused)
+            return folder
+        refused.append(f"\n  {record.key}: {reason}")
+    command = build_command(bundle, "tensorrt", precision)
     raise EngineMismatch(
-        f"{bundle} has no {precision or 'TensorRT'} plan of its graph {graph!r} for {gpu.name} with "
-        f"{flavour_name} {version}: {command}{reasons}"
+        f"{bundle} has no {precision} plan of its graph {graph!r} for {gpu.name} and what is installed: "
+        f"{command}{''.join(refused)}"
     )
 
 
-def _runs_with(record: Record, flavour_name: str) -> bool:
-    """The flavour that built it, or for version-compatible plans also the one that only runs."""
-    if record.options.flavour == flavour_name:
-        return True
-    return record.options.version_compatible and not flavour(flavour_name).builds
+def _reason_against(
+    record: Record, files: Mapping[str, str], gpu: Gpu, version_of: Callable[[str], str | None]
+) -> str | None:
+    if any(files.get(path) != digest for path, digest in record.files.items()):
+        return "it was built from another graph"
+    lean = ("tensorrt_lean",) if record.options.version_compatible else ()
+    versions = [version_of(name) for name in (record.options.flavour, *lean)]
+    version = next(filter(None, versions), None)
+    if version is None:
+        return f"{record.options.flavour} is not installed: {flavour(record.options.flavour).install}"
+    return obstacle(record, version, gpu)

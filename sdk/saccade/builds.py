@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 from saccade import bundle as bundles
 from saccade.engines.tensorrt import plans
 from saccade.engines.tensorrt.builder import Source, build_plan
-from saccade.engines.tensorrt.gpu import find_gpu
+from saccade.engines.tensorrt.gpu import find_gpu, require_gpu
 from saccade.engines.tensorrt.options import BatchRange, BuildOptions, SizeRange
 from saccade.engines.tensorrt.plans import Record
 from saccade.errors import BundleError, UsageError
 
-__all__ = ["BatchRange", "BuildOptions", "Built", "SizeRange", "build", "trust"]
+__all__ = ["BatchRange", "BuildOptions", "Built", "SizeRange", "build", "trust", "with_plan"]
 
 # What an engine must win as a whole before "auto" takes plugins: they are fusion barriers on a young API.
 _FASTER = 1.1
@@ -74,9 +74,24 @@ def trust(name_or_path: str | os.PathLike[str]) -> tuple[Built, ...]:
     return tuple(found)
 
 
+def with_plan(bundle: bundles.Bundle, name: str, precision: str, device_index: int = 0) -> bundles.Graph:
+    """The graph `name` with, among its files, the plan in the bundle that runs on this machine.
+
+    EngineMismatch with the command that builds one where there is none; EngineError without a driver.
+    """
+    graph = bundles.graph_in(bundle, name, precision)
+    sums = {path: entry["sha256"] for path, entry in bundle.files.items()}
+    plan = plans.find(bundle.path, name, sums, require_gpu(device_index), precision)
+    return dataclasses.replace(graph, files={**graph.files, "tensorrt": plan})
+
+
 def _source(bundle: bundles.Bundle, name: str, options: BuildOptions) -> Source:
-    graph = bundle.graphs[name]
-    path = _variant(bundle.name, graph.files, options)
+    """What to build from. Where no plugin takes the nodes, their bodies folded for fixed sizes give a third
+    of the layers (docs/tensorrt.md): then the form in standard operators.
+    """
+    graph = bundles.graph_in(bundle, name, options.precision)
+    source = graph.files["source"]
+    path = source if options.binding == "plugin" else graph.files.get(_INLINED, source)
     return Source(
         bundle=bundle.name,
         graph=name,
@@ -85,22 +100,6 @@ def _source(bundle: bundles.Bundle, name: str, options: BuildOptions) -> Source:
         inputs=graph.inputs,
         outputs=graph.outputs,
     )
-
-
-def _variant(name: str, files: Mapping[str, Path], options: BuildOptions) -> Path:
-    """The file to build from. Where no plugin takes the nodes, their bodies folded for fixed sizes give a
-    third of the layers (docs/tensorrt.md), so the form in standard operators goes first.
-    """
-    plain = options.precision in ("fp32", "tf32")
-    source = "source" if plain else options.precision
-    inlined = _INLINED if plain else f"{options.precision}.{_INLINED}"
-    wanted = [source] if options.binding == "plugin" else [inlined, source]
-    found = next((files[variant] for variant in wanted if variant in files), None)
-    if found is None:
-        raise UsageError(
-            f"{name} has no graph in {options.precision}, only {', '.join(files)}: build --precision fp32"
-        )
-    return found
 
 
 def _sums(bundle: bundles.Bundle, graph: Path) -> dict[str, str]:

@@ -31,6 +31,7 @@ SCHEMA = 2  # 2: graphs have names
 MANIFEST = "bundle.json"
 MANIFEST_LIMIT = 16 * 2**20  # bytes; 21,841 labels take 0.5 MB
 CHUNK = 2**20
+_FLOAT32 = ("fp32", "tf32")
 _HASHING_THREADS = 4
 
 
@@ -60,9 +61,12 @@ class Bundle:
 
 
 def graph_in(bundle: Bundle, name: str, precision: str = "fp32") -> Graph:
-    """The graph `name` with its files of one precision only; UsageError where it has none of it."""
+    """The graph `name` with its files of one precision only; UsageError where it has none of it.
+
+    "tf32" is a way to multiply float32 graphs, and means these.
+    """
     graph = bundle.graphs[name]
-    if precision == "fp32":
+    if precision in _FLOAT32:
         return graph
     if precision not in graph.files:
         raise UsageError(
@@ -80,7 +84,7 @@ def sample_of(bundle: Bundle, name: str, precision: str = "fp32") -> Sample:
     if graph.sample is None:
         raise BundleError(f"{bundle.path} has no sample of its graph {name!r}: export the bundle again")
     sample = read_sample(graph.sample)
-    if precision == "fp32":
+    if precision in _FLOAT32:
         return sample
     record = bundle.derived[graph.files["source"].relative_to(bundle.path).as_posix()]
     return replace(sample, tolerances=dict(record["tolerances"]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade import bundle as bundles
-from saccade.engines.engine import Engine, EngineOptions, open_engine, resolve_engine
+from saccade.engines.engine import ENGINES, Engine, EngineOptions, open_engine, resolve_engine
 from saccade.errors import BundleError, UsageError
 from saccade.models.card import Card
 
@@ -46,15 +46,18 @@ def load(
     device: str = "cpu",
     threads: int | None = None,
     memory_limit_mib: int | None = None,
+    contexts: int = 1,
     card: Card | str | os.PathLike[str] | None = None,
     check: bool = True,
 ) -> Predictor[Any]:
     """A predictor from a bundle, or from an ONNX file.
 
     name_or_path: a bundle's folder or .zip; the name of one in $SACCADE_HOME or of a shipped demo; or a file
-    ending in .onnx. engine: "onnxruntime", "openvino", "reference"; "auto" takes the first of
+    ending in .onnx. engine: "onnxruntime", "openvino", "reference", "tensorrt"; "auto" takes the first of
     `saccade.engines.engine.AUTO_ORDER` that is installed; the predictor's `engine_name` says which.
+    "tensorrt" runs what `saccade build` put into the bundle, on the first GPU unless device says otherwise.
     precision: "fp32", or one that `saccade convert` added: "fp16", "bf16".
+    contexts: TensorRT's concurrent runs.
     prove: run the bundle's sample first and compare with what it gave where the bundle was made.
     device: "cpu", "cuda", "cuda:N". threads: CPU threads of the engine. memory_limit_mib: of CUDA memory.
     card: for an ONNX file, a Card or a JSON file of one; by default the one in the file's own metadata.
@@ -63,7 +66,7 @@ def load(
     Raises UsageError for an unknown name, BundleError for a bundle that cannot be trusted or read,
     MissingDependency when the engine is not installed, EngineError when it refuses the graph.
     """
-    options = EngineOptions(device, threads, memory_limit_mib)
+    options = EngineOptions(device, threads, memory_limit_mib, contexts)
     engine_name = resolve_engine(engine, options)
     if Path(name_or_path).suffix == ".onnx":
         if prove:
@@ -111,7 +114,7 @@ def _load_bundle(
     """Weights are hashed while the engine opens; nothing is returned, or run, before the sums are right."""
     bundle = bundles.read(path, check=False)
     _predictor_class(bundle.task, bundle.name)
-    graphs = {name: bundles.graph_in(bundle, name, precision) for name in bundle.graphs}
+    graphs = {name: graph_for(bundle, name, engine_name, precision, options) for name in bundle.graphs}
     small = [name for name, file in bundle.files.items() if file["bytes"] <= _SMALL]
     large = [name for name in bundle.files if name not in small]
     if check:
@@ -134,6 +137,19 @@ def _load_bundle(
     if bundle.untrained:
         logger.warning("%s is untrained: its weights are random, for latency work only", bundle.name)
     return predictor
+
+
+def graph_for(
+    bundle: bundles.Bundle, name: str, engine_name: str, precision: str, options: EngineOptions | None = None
+) -> bundles.Graph:
+    """The graph `name` in one precision; for an engine that runs plans, with the one for this machine."""
+    if not ENGINES[engine_name].built:
+        if precision == "tf32":
+            raise UsageError(f"tf32 is for engine='tensorrt', not for {engine_name!r}: say precision='fp32'")
+        return bundles.graph_in(bundle, name, precision)
+    from saccade.builds import with_plan
+
+    return with_plan(bundle, name, precision, (options or EngineOptions()).device_index)
 
 
 def _predictor(

@@ -16,6 +16,7 @@ from typing import Any
 
 from saccade import bundle as bundles
 from saccade.engines.engine import AUTO_ORDER, ENGINES, open_engine, resolve_engine
+from saccade.loading import graph_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ def _installed() -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _compare(bundle: bundles.Bundle, engine: str, precision: str) -> list[Comparison]:
     rows = []
     for name in bundle.graphs:
-        graph, sample = bundles.graph_in(bundle, name, precision), bundles.sample_of(bundle, name, precision)
+        graph = graph_for(bundle, name, engine, precision)
+        sample = bundles.sample_of(bundle, name, precision)
         with open_engine(graph.files, engine) as opened:
             differences = sample.differences(opened.run(sample.inputs))
         rows += [Comparison(engine, name, d.output, d.largest, d.tolerance) for d in differences]

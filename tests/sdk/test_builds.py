@@ -1,0 +1,171 @@
+"""`saccade build` and plans in bundles: from the command line, with NVIDIA's builder for RTX, and loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import tiny
+
+import saccade
+from saccade.builds import BatchRange, BuildOptions, trust
+from saccade.engines.tensorrt.gpu import find_gpu
+from saccade.errors import EngineError, EngineMismatch, UsageError
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is None,
+    reason="NVIDIA's builder is not installed: pip install 'saccade[tensorrt-rtx]'",
+)
+RTX = ("--flavour", "tensorrt_rtx")
+COMMAND = (sys.executable, "-c", "from saccade.cli import main; main()", "build")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return tiny.write_bundle(tmp_path / "tiny").path
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_a_plan_for_each_target_beside_the_graphs(bundle: Path) -> None:
+    ran = run(bundle, *RTX, "--target", "sm80,sm86+sm89", "--batch", "1,2,4", "--json")
+    assert ran.returncode == 0, ran.stderr
+    first, second = json.loads(ran.stdout)
+    assert (first["serves"], second["serves"]) == ("sm80", "sm86+sm89")
+    assert first["options"]["batch"] == [1, 2, 4]
+    assert first["layers"] == second["layers"] > 3
+    for built in (first, second):
+        assert Path(built["path"], "model.plan").stat().st_size == built["plan_bytes"]
+        assert json.loads(Path(built["path"], "engine.json").read_text())["key"] == built["key"]
+    # The bundle is one as before, and the graph that was built is the one without functions.
+    with saccade.load(bundle) as predictor:
+        assert predictor.engine_name == "onnxruntime"
+    assert "graphs/openvino.onnx" in first["files"]
+
+
+def test_the_python_call_and_what_it_reports(bundle: Path) -> None:
+    steps: list[tuple[str, float]] = []
+    options = BuildOptions(flavour="tensorrt_rtx", target="sm120", batch=BatchRange(2, 2, 2))
+    (built,) = saccade.build(bundle, options, progress=lambda *step: steps.append(step))
+    assert built.path.parent == bundle / "engines"
+    assert built.record.inputs[0].shape == ("batch", 3, 32, 32)
+    assert steps[0][0].startswith("model: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--flavour", "tensorrt_rtx"), 2, "no GPU to build for: name a target"),
+        ((*RTX, "--target", "sm90"), 2, "builds for sm75, sm80"),
+        ((*RTX, "--target", "sm80", "--precision", "fp16"), 2, "no graph in fp16: saccade convert"),
+        ((*RTX, "--target", "sm80", "--batch", "4,2"), 2, "write one number, or MIN,OPT,MAX as 1,4,16"),
+        ((*RTX, "--target", "sm80", "--size", "9"), 2, "write one HxW, or three"),
+        ((*RTX, "--target", "sm80", "--size", "32x32"), 2, "fixed picture size"),
+        ((*RTX, "--target", "sm75"), 7, "FP32 GEMM is not supported"),
+        ((), 8, "tensorrt is not installed"),
+    ],
+)
+def test_what_cannot_be_built(bundle: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    if find_gpu() is not None or importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("says what a machine without a driver and TensorRT does")
+    ran = run(bundle, *arguments)
+    assert (ran.returncode, message in " ".join(ran.stderr.split())) == (code, True), ran.stderr
+    assert not (bundle / "engines").exists()
+
+
+def test_a_terminal_sees_progress_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    shipped = Path(saccade.__file__).parent / "demo" / "digits-stvit"
+    copy = shutil.copytree(shipped, tmp_path / "digits", ignore=shutil.ignore_patterns("engines"))
+    shown = b""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [*COMMAND, str(copy), *RTX, "--target", "sm80"],
+        stderr=theirs,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    os.close(theirs)
+    started = time.monotonic()
+    for piece in _read(ours):
+        shown += piece
+        if b"Building" in shown or b"graph" in shown or time.monotonic() - started > 120:
+            break
+    child.send_signal(signal.SIGINT)
+    for piece in _read(ours):
+        shown += piece
+    assert child.wait(60) not in (0, None)
+    os.close(ours)
+    assert b"%" in shown
+    assert b"model:" in shown
+    assert b"Traceback" not in shown
+    assert not (copy / "engines").exists()
+
+
+def _read(terminal: int) -> Iterator[bytes]:
+    """What a process writes to its terminal, until it is gone."""
+    while True:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:
+            return
+        if not piece:
+            return
+        yield piece
+
+
+def test_plans_from_elsewhere_are_trusted_by_command(bundle: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    with pytest.raises(saccade.BundleError, match="holds no plans: saccade build "):
+        trust(bundle)
+    saccade.build(bundle, BuildOptions(flavour="tensorrt_rtx", target="sm80"))
+    monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "another"))
+    (trusted,) = trust(bundle)
+    assert (tmp_path / "another" / "plans" / f"{trusted.record.plan_sha256}.json").is_file()
+
+
+def test_loading_without_a_driver_or_a_plan(bundle: Path) -> None:
+    if find_gpu() is None:
+        with pytest.raises(EngineError, match="no NVIDIA driver"):
+            saccade.load(bundle, "tensorrt")
+    else:
+        with pytest.raises(EngineMismatch, match="has no fp32 plan"):
+            saccade.load(bundle, "tensorrt")
+    with pytest.raises(UsageError, match="tf32 is for engine='tensorrt'"):
+        saccade.load(bundle, "onnxruntime", precision="tf32")
+
+
+# --- full size -----------------------------------------------------------------------------------------
+
+# Layers of the network that is built; a rise is a regression. From the source graphs, bodies inlined by the
+# parser, these are 7028, 1603 and 397.
+FULL_SIZE = {"stvit_r_swin_small": 2342, "tiny_vit_21m_224": 1603, "deepmad_29m_224": 397}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_models_build(name: str, tmp_path: Path) -> None:
+    from saccade.export import export_bundle
+
+    made = export_bundle(name, None, tmp_path / name, random=True)
+    (built,) = saccade.build(made.path, BuildOptions(flavour="tensorrt_rtx", target="sm86+sm89"))
+    assert built.record.layers <= FULL_SIZE[name]
+    assert set(built.record.working_types) == {"FLOAT"}
+    assert built.record.plan_bytes > 10 * 2**20
