@@ -441,15 +441,19 @@ def test_the_plan_for_this_machine_is_found_by_what_it_is(tmp_path: Path) -> Non
     bundle = tmp_path / "bundle"
     made = source(bundle, CONV)
     folder, record = build_plan(made, RTX, bundle / "engines")
-    here = {"version": record.version, "flavour_name": "tensorrt_rtx", "gpu": Gpu("Test", "80", "13.1")}
-    assert plans.find(bundle, "model", made.files, **here) == folder  # type: ignore[arg-type]
-    for change, reason in (
-        ({"gpu": Gpu("Test", "89", "13.1")}, r"it was built for sm80, here is Test \(sm89\)"),
-        ({"version": "1.8.0"}, r"it was built by tensorrt_rtx 1\.7"),
-        ({"flavour_name": "tensorrt"}, "it is for tensorrt_rtx"),
+
+    def find(capability: str = "80", version: str | None = record.version, **changes: Any) -> Path:
+        gpu = Gpu("Test", capability, "13.1")
+        given = {"files": made.files, "version_of": lambda name: version, **changes}
+        return plans.find(bundle, "model", gpu=gpu, **given)
+
+    assert find() == folder
+    for arguments, reason in (
+        ({"capability": "89"}, r"it was built for sm80, here is Test \(sm89\)"),
+        ({"version": "1.8.0"}, r"it was built by tensorrt_rtx 1\.7\S*, here is 1\.8\.0"),
+        ({"version": None}, r"tensorrt_rtx is not installed: pip install 'saccade\[tensorrt-rtx\]'"),
         ({"precision": "fp16"}, "has no fp16 plan .* saccade build .* --precision fp16"),
+        ({"files": {"graphs/model.onnx": "1" * 64}}, "it was built from another graph"),
     ):
         with pytest.raises(EngineMismatch, match=reason):
-            plans.find(bundle, "model", made.files, **{**here, **change})  # type: ignore[arg-type]
-    with pytest.raises(EngineMismatch, match="it was built from another graph"):
-        plans.find(bundle, "model", {"graphs/model.onnx": "1" * 64}, **here)  # type: ignore[arg-type]
+            find(**arguments)  # type: ignore[arg-type]
