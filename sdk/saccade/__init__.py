@@ -31,6 +31,7 @@ from saccade.errors import (
 if TYPE_CHECKING:
     from saccade.builds import BuildOptions, build
     from saccade.drawing import draw
+    from saccade.gallery import Gallery
     from saccade.loading import load
     from saccade.models.card import Card
     from saccade.predictors.classification import Classifier
@@ -63,6 +64,7 @@ __all__ = [
     "EngineError",
     "EngineMismatch",
     "ExportError",
+    "Gallery",
     "InputError",
     "InstanceSegmenter",
     "MissingDependency",
@@ -89,6 +91,7 @@ _HOME = {
     "Detector": "saccade.predictors.detection",
     "Embedder": "saccade.predictors.embedding",
     "Embeddings": "saccade.results.embeddings",
+    "Gallery": "saccade.gallery",
     "InstanceSegmenter": "saccade.predictors.detection",
     "build": "saccade.builds",
     "draw": "saccade.drawing",

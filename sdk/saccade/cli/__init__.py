@@ -12,7 +12,13 @@ from typing import NoReturn
 
 from rich.markup import escape
 
-from saccade.cli import building, engines, looking, running  # noqa: F401 -- each adds its commands to the app
+from saccade.cli import (  # noqa: F401 -- each adds its commands to the app
+    building,
+    engines,
+    looking,
+    running,
+    searching,
+)
 from saccade.cli.app import app
 from saccade.errors import SaccadeError
 from saccade.terminal import err

@@ -44,6 +44,10 @@ def predict(
             metavar="SIZE,OVERLAP", help="Objects and pixels: cut large pictures into tiles, as 1024,128."
         ),
     ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="Zero-shot: a class in words; repeat it for each."),
+    ] = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures per run.")] = 8,
     engine: EngineName = "auto",
     device: Device = "cpu",
@@ -61,7 +65,8 @@ def predict(
     pictures = (
         _pictures([image for image in images if image not in videos]) if set(images) - set(videos) else {}
     )
-    with saccade.load(bundle, engine=engine, device=device, threads=threads) as predictor:
+    with saccade.load(bundle, engine=engine, device=device, threads=threads) as loaded:
+        predictor = _with_prompts(loaded, prompts)
         stream: Any = partial(predictor.stream, batch_size=batch, **_tile_option(predictor, tile))
         table = new_table("picture", "result")
         for (path, name), (_, result) in zip(pictures.items(), stream(list(pictures)), strict=True):
@@ -151,6 +156,21 @@ def _top(result: Result, top: int | None) -> int | None:
     from saccade.results.classification import Classification
 
     return _CLASSES if top is None and isinstance(result, Classification) else top
+
+
+def _with_prompts(predictor: Predictor[Any], prompts: Sequence[str] | None) -> Predictor[Any]:
+    """The predictor with the classes that were given in words."""
+    from saccade.predictors.zero_shot import ZeroShotClassifier
+
+    if not isinstance(predictor, ZeroShotClassifier):
+        if prompts:
+            raise UsageError(f"--prompt is for zero-shot bundles; {predictor.card.name} has its own classes")
+        return predictor
+    if not prompts:
+        raise UsageError(
+            f'{predictor.card.name} takes its classes as texts: --prompt "a dog" --prompt "a cat"'
+        )
+    return predictor.with_classes(prompts)
 
 
 def _tile_option(predictor: Predictor[Any], text: str | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from saccade.pictures import list_pictures
 
 if TYPE_CHECKING:
     from saccade.predictors.classification import Classifier
+    from saccade.predictors.zero_shot import ZeroShotClassifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class LabelledPicture:
 
 
 def evaluate(
-    classify: Classifier,
+    classify: Classifier | ZeroShotClassifier,
     data: Path,
     *,
     batch: int = 16,
