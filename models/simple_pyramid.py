@@ -24,7 +24,7 @@ class SimplePyramid(nn.Module):
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         half, quarter = width // 2, width // 4
-        scales = (
+        scales: tuple[list[nn.Module], ...] = (
             [
                 nn.ConvTranspose2d(width, half, 2, 2),
                 ChannelNorm(half),

@@ -18,6 +18,10 @@ from torchvision.ops import box_iou
 
 from saccade.errors import CheckpointError, UsageError
 from saccade.models import create
+from saccade.models.card import Card
+from saccade.models.cards import detection
+from saccade.models.entry import Entry
+from saccade.models.labels import coco_80
 
 SMALL: dict[str, Any] = {
     "backbone": {"embed_dim": 16, "depths": (2, 2, 6, 2), "num_heads": (1, 1, 2, 4)},
@@ -108,6 +112,49 @@ def test_boxes_only_without_mask_head() -> None:
     model = _small(masks=False)
     found = model(*_pictures(2, 64, 96))
     assert [tuple(each.shape) for each in found] == [(2, 12, 4), (2, 12), (2, 12), (2,)]
+
+
+@pytest.mark.parametrize("entry", detection.ENTRIES, ids=lambda entry: entry.card.name)
+def test_cards_count_what_is_built(entry: Entry) -> None:
+    card = entry.card
+    with torch.device("meta"):
+        model = create(card.name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == card.parameters
+    assert Card.from_json(card.to_json()) == card
+    assert card.labels == coco_80()
+    assert card.licence or not card.weights
+    assert card.weights or card.remark, "a card without weights says why"
+
+
+def test_cocos_classes() -> None:
+    assert len(set(coco_80())) == 80
+    places = {0: "person", 10: "fire hydrant", 39: "bottle", 50: "broccoli", 62: "tv", 79: "toothbrush"}
+    assert {i: coco_80()[i] for i in places} == places
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "size_hw"),
+    [
+        ("mask_rcnn_tiny_vit_5m_224", {"embed_dims": (16, 32, 32, 64), "num_heads": (1, 1, 1, 2)}, (96, 160)),
+        ("mask_rcnn_fastvit_mci2", {"embed_dims": (16, 32, 64, 64), "layers": (1, 1, 1, 1)}, (96, 160)),
+        (
+            "mask_rcnn_clip_vit_b_16",
+            {"embed_dim": 64, "depth": 4, "num_heads": 2, "img_size": 128},
+            (128, 128),
+        ),
+        ("mask_rcnn_deepmad_r18", {}, (96, 160)),
+    ],
+)
+def test_other_backbones(name: str, backbone: dict[str, Any], size_hw: tuple[int, int]) -> None:
+    model = _small(name, backbone=backbone)
+    maps = model.pyramid(torch.zeros(1, 3, *size_hw))  # type: ignore[operator]
+    assert [tuple(x.shape[2:]) for x in maps] == [
+        tuple(-(-side // stride) for side in size_hw) for stride in (4, 8, 16, 32, 64)
+    ]
+    picture = _pictures(1, *size_hw)
+    loaded = create(name, model.state_dict(), **{**SMALL, "backbone": backbone})
+    for actual, expected in zip(loaded(*picture), model(*picture), strict=True):
+        assert torch.equal(actual, expected)
 
 
 # --- checkpoints of mmdet 3 ------------------------------------------------------------------------------
