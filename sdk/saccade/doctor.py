@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from saccade.errors import SaccadeError
+
 Status = Literal["ready", "missing", "broken"]
 
 
@@ -139,6 +141,7 @@ def _engines(installed: Mapping[str, str]) -> tuple[Part, ...]:
     return (
         _engine("onnxruntime", "gpu" if gpu else "cpu", _onnxruntime_detail),
         _engine("openvino", "openvino", _openvino_detail),
+        _tensorrt(installed),
         _reference(installed),
     )
 
@@ -180,6 +183,33 @@ def _reference(installed: Mapping[str, str]) -> Part:
     return Part("reference", "missing", mend="pip install 'saccade[export]'")
 
 
+def _tensorrt(installed: Mapping[str, str]) -> Part:
+    """Flavours by their files alone: some crash where they find no driver."""
+    from saccade.engines.tensorrt.flavours import FLAVOURS, is_installed
+    from saccade.engines.tensorrt.gpu import require_gpu
+
+    here = [name for name, chosen in FLAVOURS.items() if is_installed(chosen)]
+    if not here:
+        return Part("tensorrt", "missing", mend=FLAVOURS["tensorrt"].install)
+    versions = [f"{name} {_version_like(name, installed)}".strip() for name in here]
+    try:
+        gpu = require_gpu()
+    except SaccadeError as error:
+        reason = re.split(r" \(|:", str(error))[0]
+        makers = [name for name in here if FLAVOURS[name].capabilities]
+        builds = f"; {makers[0]} still builds plans for other machines" if makers else ""
+        return Part("tensorrt", "missing", detail=f"{', '.join(versions)}: {reason}{builds}")
+    if "cuda-python" not in installed and "cuda-bindings" not in installed:
+        return Part("tensorrt", "missing", detail=", ".join(versions), mend="pip install cuda-python")
+    return Part("tensorrt", "ready", detail=f"{', '.join(versions)} on {gpu.name}, sm{gpu.capability}")
+
+
+def _version_like(flavour: str, installed: Mapping[str, str]) -> str:
+    """The version of the first distribution named after `flavour`, with or without CUDA's version in it."""
+    name = re.escape(flavour.replace("_", "-"))
+    return next((v for d, v in installed.items() if re.fullmatch(rf"{name}(-cu\d+)?(-bindings)?", d)), "")
+
+
 _FEATURES: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "export": (
         "export",
@@ -189,7 +219,7 @@ _FEATURES: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "tensorrt-rtx": (
         "tensorrt-rtx",
         ("tensorrt-rtx-cu13-bindings",),
-        "NVIDIA's parser judges exported graphs",
+        "builds TensorRT plans without a GPU, judges exported graphs",
     ),
     "video": ("video", ("opencv-python-headless", "opencv-python"), "video files"),
     "plots": ("bench", ("matplotlib",), "benchmark reports"),

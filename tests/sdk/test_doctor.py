@@ -59,7 +59,7 @@ def test_versions_are_read_from_the_metadata_whatever_the_spelling(tmp_path: Pat
 def test_this_machine() -> None:
     report = doctor.examine()
     engines = {part.name: part for part in report.engines}
-    assert {"onnxruntime", "openvino", "reference"} == set(engines)
+    assert {"onnxruntime", "openvino", "tensorrt", "reference"} == set(engines)
     assert engines["onnxruntime"].status == "ready"
     assert "CPU" in engines["onnxruntime"].detail
     assert report.machine.cores >= 1
