@@ -8,7 +8,8 @@ Source of the arithmetic: Swin (arXiv 2103.14030), STViT (arXiv 2303.08685).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,18 @@ from saccade.models.operators import (
 # What the GPU kernels of saccade.engines.kernels serve.
 KERNEL_HEAD_DIMS = (16, 32)
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_kernels_wanted = True
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Plain torch forms inside, to measure or to compare with. For the whole process, not for one thread."""
+    global _kernels_wanted
+    before, _kernels_wanted = _kernels_wanted, False
+    try:
+        yield
+    finally:
+        _kernels_wanted = before
 
 
 def shifted_window_attention(
@@ -145,7 +158,7 @@ def _kernel(name: str, inputs: tuple[Tensor, ...], head_dim: int) -> Callable[..
     """The GPU kernel `name`, once `saccade.engines.kernels.torch_operators` registered it; inference only."""
     first = inputs[0]
     served = first.is_cuda and head_dim in KERNEL_HEAD_DIMS and first.dtype in KERNEL_DTYPES
-    if not served or any(each.dtype != first.dtype for each in inputs):
+    if not (_kernels_wanted and served) or any(each.dtype != first.dtype for each in inputs):
         return None
     if torch.is_grad_enabled() and any(each.requires_grad for each in inputs):
         return None

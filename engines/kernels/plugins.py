@@ -110,7 +110,7 @@ def _define(kernel: Kernel, trt: Any, trtp: Any) -> None:
     identifier = f"{DOMAIN}::{kernel.operator.name}"
     tensor = trtp.TensorDesc
     given = [*((name, tensor) for name in inputs), *((name, int) for name in attributes)]
-    several = tuple[tensor]
+    several = tuple[trtp.TensorDesc]
     launched = tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]
     trtp.register(identifier)(_signed(describe, given, tensor))
     trtp.autotune(identifier)(

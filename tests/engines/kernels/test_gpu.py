@@ -119,6 +119,8 @@ def test_the_models_take_the_kernels_where_no_gradient_is_needed(monkeypatch: py
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
     called.clear()
     fast(image.cuda()).sum().backward()
+    with torch.inference_mode(), attention.without_kernels():
+        fast(image.cuda())
     assert not called
 
 

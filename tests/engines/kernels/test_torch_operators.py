@@ -1,4 +1,4 @@
-"""The registered torch operators: the plain form on CPU, shapes without data, and when the models take them."""
+"""The torch operators: the plain form on CPU, shapes without data, what a kernel does not serve."""
 
 from __future__ import annotations
 
