@@ -74,21 +74,20 @@ def _widen(value: ir.Value) -> None:
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> None:
-    """Make `value` float32, and rounded unless rounding changes nothing."""
+    """Make `value` float32, and rounded unless rounding changes nothing. The name goes to what is rounded."""
     value.type = ir.TensorType(FLOAT)
-    if node.op_type in ("Cast", "CastLike"):
-        rounded = ir.node("Cast", [node.inputs[0]], {"to": dtype})
-        widened = ir.node("Cast", [rounded.outputs[0]], {"to": FLOAT})
+    is_cast = node.op_type in ("Cast", "CastLike")
+    if node.op_type in _MOVES:
+        return
+    rounded = ir.node("Cast", [node.inputs[0] if is_cast else value], {"to": dtype})
+    widened = ir.node("Cast", [rounded.outputs[0]], {"to": FLOAT})
+    result, name = widened.outputs[0], value.name
+    result.shape, result.type = value.shape, value.type
+    ir.convenience.replace_all_uses_with(value, result)
+    if is_cast:
         graph.insert_before(node, [rounded, widened])
-        _replace(graph, node, value, widened)
-    elif node.op_type not in _MOVES:
-        rounded = ir.node("Cast", [value], {"to": dtype})
-        widened = ir.node("Cast", [rounded.outputs[0]], {"to": FLOAT})
-        ir.convenience.replace_all_uses_with(value, widened.outputs[0])
+        graph.remove(node, safe=True)
+    else:
         rounded.replace_input_with(0, value)
         graph.insert_after(node, [rounded, widened])
-
-
-def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value, widened: ir.Node) -> None:
-    ir.convenience.replace_all_uses_with(value, widened.outputs[0])
-    graph.remove(node, safe=True)
+    value.name, result.name = f"{name}_exact", name

@@ -184,6 +184,11 @@ def _evidence(
     }
 
 
+def float32_nodes(bundle: Bundle) -> dict[str, dict[str, list[str]]]:
+    """For every graph of a lower precision in `bundle`: the nodes that stay float32, by the reason."""
+    return {graph: each["float32_nodes"] for graph, each in _report(bundle)["precisions"].items()}
+
+
 def manifest_of(bundle: Bundle) -> dict[str, Any]:
     """What bundle.json says of `bundle`, less schema and files."""
 

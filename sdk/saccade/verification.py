@@ -12,11 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saccade import bundle as bundles
 from saccade.engines.engine import AUTO_ORDER, ENGINES, open_engine, resolve_engine
+from saccade.errors import MissingDependency, UsageError
 from saccade.loading import graph_for
+
+if TYPE_CHECKING:
+    from saccade.engines.layers import Layer, Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +106,113 @@ def _compare(bundle: bundles.Bundle, engine: str, precision: str) -> list[Compar
             differences = sample.differences(opened.run(sample.inputs))
         rows += [Comparison(engine, name, d.output, d.largest, d.tolerance) for d in differences]
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class LayerVerification:
+    """Every layer of every graph: what `tested` computed beside `yardstick`, both as the user reads them."""
+
+    name: str
+    path: Path
+    tested: str
+    yardstick: str
+    layers: dict[str, tuple[Layer, ...]]
+
+    @property
+    def starts(self) -> dict[str, Layer]:
+        """The layer where the error starts, for the graphs that have one."""
+        from saccade.engines.layers import start
+
+        found = {graph: start(rows) for graph, rows in self.layers.items()}
+        return {graph: layer for graph, layer in found.items() if layer is not None}
+
+    @property
+    def agrees(self) -> bool:
+        return not self.starts
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "tested": self.tested,
+            "yardstick": self.yardstick,
+            "starts": {graph: layer.to_json() for graph, layer in self.starts.items()},
+            "layers": {graph: [each.to_json() for each in rows] for graph, rows in self.layers.items()},
+            "agrees": self.agrees,
+        }
+
+
+def verify_layers(
+    name_or_path: str | Path,
+    engines: Sequence[str] = (),
+    *,
+    precision: str = "fp32",
+    progress: Callable[[str], None] | None = None,
+) -> LayerVerification:
+    """Compare every layer on the bundle's sample, and say where an error starts.
+
+    engines: the one that is tested, and the yardstick. The tested one runs the graph in `precision`; in a
+    lower one than float32 ONNX Runtime does so by emulation. The yardstick runs the float32 source graph,
+    the reference engine in float64. Defaults: onnxruntime, beside onnxruntime for a lower precision and
+    beside the reference for float32.
+    """
+    try:
+        from saccade.engines import layers
+        from saccade.engines.precision import PRECISIONS
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"comparing layers needs {error.name}, which is not installed: pip install 'saccade[export,cpu]'"
+        ) from error
+    tested, yardstick = _two(engines, precision)
+    bundle = bundles.read(bundles.resolve(name_or_path))
+    roundoff = 2.0**-24 if precision == "fp32" else PRECISIONS[precision].roundoff
+    found = {}
+    for name in bundle.graphs:
+        sides = _tested(bundle, name, tested, precision), _yardstick(bundle, name, yardstick)
+        feeds = bundles.sample_of(bundle, name).inputs
+        rows = layers.compare(*sides, feeds, roundoff=roundoff, progress=progress or (lambda step: None))
+        found[name] = tuple(rows)
+    arithmetic = "float64" if yardstick == "reference" else "fp32"
+    return LayerVerification(
+        bundle.name, bundle.path, f"{tested} {precision}", f"{yardstick} {arithmetic}", found
+    )
+
+
+def _two(engines: Sequence[str], precision: str) -> tuple[str, str]:
+    """The tested engine and the yardstick."""
+    default = ("onnxruntime", "reference" if precision == "fp32" else "onnxruntime")
+    chosen = (*engines, *default[len(engines) :])
+    if len(chosen) > 2:
+        raise UsageError(f"layers are compared between two engines, not {len(chosen)}: {', '.join(chosen)}")
+    for engine in chosen:
+        resolve_engine(engine)
+        if ENGINES[engine].built:
+            raise UsageError(f"{engine} shows no layers of a plan: compare them on another engine")
+    return chosen[0], chosen[1]
+
+
+def _tested(bundle: bundles.Bundle, name: str, engine: str, precision: str) -> Side:
+    import onnx
+
+    from saccade.engines.islands import OPSET
+    from saccade.engines.layers import in_engine
+    from saccade.engines.passes.rounding import emulate
+
+    files = bundles.graph_in(bundle, name, precision).files
+    if engine == "onnxruntime" and precision != "fp32":
+        return in_engine(emulate(onnx.load(files["source"]), OPSET), engine)
+    return in_engine(onnx.load(files.get(engine, files["source"])), engine)
+
+
+def _yardstick(bundle: bundles.Bundle, name: str, engine: str) -> Side:
+    import onnx
+
+    from saccade.engines.layers import in_engine
+    from saccade.engines.passes.float64 import as_float64
+
+    files = bundle.graphs[name].files
+    if engine == "reference":
+        return in_engine(as_float64(onnx.load(files["source"])), engine)
+    # Source graph where the engine knows functions: there `saccade` nodes are nodes.
+    path = files.get(engine, files["source"]) if engine == "openvino" else files["source"]
+    return in_engine(onnx.load(path), engine)

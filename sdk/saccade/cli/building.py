@@ -1,11 +1,11 @@
-"""Commands that make bundles and check them: export, verify."""
+"""Commands that make bundles and check them: export, convert, verify."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -13,6 +13,11 @@ from rich.markup import escape
 from saccade.cli.app import AsJson, BundleName, app, untrained_mark
 from saccade.errors import UsageError
 from saccade.terminal import new_table, out, print_json, working
+
+if TYPE_CHECKING:
+    from saccade.verification import LayerVerification, Verification
+
+_SHOWN = 12  # layers in the table; --json has all
 
 
 @app.command()
@@ -91,39 +96,110 @@ def export(
 
 
 @app.command()
+def convert(
+    bundle: BundleName,
+    precision: Annotated[
+        list[str], typer.Option("--precision", metavar="NAME", help="fp16 or bf16; repeatable.")
+    ],
+    destination: Annotated[Path, typer.Option("--out", metavar="DIR", help="The new bundle's folder.")],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Pictures whose answers must stay, and whose numbers must fit."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add graphs in a lower precision: a new bundle, compared with float32, written whole or not.
+
+    Layers that do not bear the precision stay float32; verify.json lists them with the figures.
+    Example: saccade convert my_bundle --precision fp16 --precision bf16 --out my_bundle_low
+    """
+    from saccade.conversion import convert as make
+    from saccade.conversion import float32_nodes
+
+    with working(f"converting {bundle}") as say:
+        made = make(bundle, precision, destination, pictures=pictures, progress=say)
+    if as_json:
+        return print_json({"bundle": str(made.path), "name": made.name, "float32_nodes": float32_nodes(made)})
+    out.print(f"wrote {escape(str(made.path))}{untrained_mark(made.untrained)}")
+    for graph, reasons in float32_nodes(made).items():
+        counts = ", ".join(f"{len(nodes)} {reason}" for reason, nodes in reasons.items())
+        out.print(f"{graph}: stay float32: {counts or 'no nodes'} (verify.json names them)")
+
+
+@app.command()
 def verify(
     bundle: BundleName,
     engine: Annotated[
         list[str] | None,
         typer.Option("--engine", metavar="NAME", help="Repeatable (default: every installed engine)."),
     ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="fp32, or one that `saccade convert` added.")
+    ] = "fp32",
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Every layer: the first --engine beside the second.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a bundle's files and repeat its conformance sample on each engine.
+    """Check a bundle's files and repeat its conformance sample on each engine; or find where an error starts.
 
-    Exit code 7 when an engine differs by more than the bundle's tolerance.
+    Exit code 7 when an engine, or with --layers a layer, differs by more than the tolerance.
     """
-    from saccade.verification import verify as check
+    from saccade import verification
 
     with working(f"verifying {bundle}") as say:
-        verification = check(bundle, tuple(engine or ()), progress=say)
+        check = verification.verify_layers if layers else verification.verify
+        report = check(bundle, tuple(engine or ()), precision=precision, progress=say)
     if as_json:
-        print_json(verification.to_json())
+        print_json(report.to_json())
+    elif isinstance(report, verification.LayerVerification):
+        _print_layers(report)
     else:
-        out.print(f"{verification.name}: {verification.files} files have the sha256 they were written with")
-        table = new_table("engine", "graph", "output", "largest difference>", "tolerance>", "verdict")
-        for row in verification.comparisons:
+        _print_comparisons(report)
+    if not report.agrees:
+        raise typer.Exit(7)
+
+
+def _print_comparisons(report: Verification) -> None:
+    out.print(f"{report.name}: {report.files} files have the sha256 they were written with")
+    table = new_table("engine", "graph", "output", "largest difference>", "tolerance>", "verdict")
+    for row in report.comparisons:
+        table.add_row(
+            row.engine,
+            row.graph,
+            row.output,
+            f"{row.max_abs_difference:.3g}",
+            f"{row.tolerance:.3g}",
+            _verdict(row.agrees),
+        )
+    out.print(table)
+
+
+def _print_layers(report: LayerVerification) -> None:
+    out.print(
+        f"{report.name}: {report.tested} beside {report.yardstick}; errors as shares of a layer's largest"
+    )
+    for graph, rows in report.layers.items():
+        ranked = sorted(rows, key=lambda row: (row.agrees, -(row.own or 0.0)))
+        table = new_table("layer", "operator", "piled up>", "by itself>", "limit>", "verdict")
+        for row in ranked[:_SHOWN]:
+            own = "" if row.own is None else f"{row.own:.3g}"
             table.add_row(
-                row.engine,
-                row.graph,
-                row.output,
-                f"{row.max_abs_difference:.3g}",
-                f"{row.tolerance:.3g}",
-                "[green]agrees[/green]" if row.agrees else "[bold red]differs[/bold red]",
+                escape(row.node),
+                row.operator,
+                f"{row.error:.3g}",
+                own,
+                f"{row.limit:.3g}",
+                _verdict(row.agrees),
             )
         out.print(table)
-    if not verification.agrees:
-        raise typer.Exit(7)
+        start = report.starts.get(graph)
+        said = f"the error starts at {escape(start.node)}" if start else "no layer adds more than its limit"
+        out.print(f"{graph}: {len(rows)} layers; {said}", highlight=False)
+
+
+def _verdict(agrees: bool) -> str:
+    return "[green]agrees[/green]" if agrees else "[bold red]differs[/bold red]"
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
