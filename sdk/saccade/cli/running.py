@@ -167,9 +167,7 @@ def _with_prompts(predictor: Predictor[Any], prompts: Sequence[str] | None) -> P
             raise UsageError(f"--prompt is for zero-shot bundles; {predictor.card.name} has its own classes")
         return predictor
     if not prompts:
-        raise UsageError(
-            f'{predictor.card.name} takes its classes as texts: --prompt "a dog" --prompt "a cat"'
-        )
+        raise UsageError(f"{predictor.card.name} takes classes in words: --prompt 'a dog' --prompt 'a cat'")
     return predictor.with_classes(prompts)
 
 
