@@ -4,9 +4,9 @@
 
 For each shape of STViT-R and Swin, S and B: the shipped kernel, the plain form (windows gathered, then
 torch's scaled_dot_product_attention), that form under torch.compile, and the attention alone on keys and
-values that are gathered already. Each is replayed from a CUDA graph of REPEATS calls, so no launch from Python
-is timed. `bandwidth_share` is the least number of bytes that any form moves, over the kernel's time, over
-what a copy of a large tensor reaches on this GPU. Needs an NVIDIA GPU.
+values that are gathered already. Each is replayed from a CUDA graph of REPEATS calls: launches from Python
+are not timed. `bandwidth_share` is the least number of bytes that any form moves, over the kernel's time,
+over what a copy of a large tensor reaches on this GPU. Needs an NVIDIA GPU.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ TORCH_FREE = (
     "saccade.engines",
     "saccade.engines.engine",
     "saccade.engines.kernels",
+    "saccade.engines.kernels.plugins",
+    "saccade.engines.kernels.ptx",
     "saccade.engines.onnxruntime",
     "saccade.engines.openvino",
     "saccade.engines.passes",

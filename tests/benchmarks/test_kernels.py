@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from saccade.benchmarks import kernels
 from saccade.engines.kernels.registry import KERNELS
 from saccade.engines.tensorrt.gpu import find_gpu

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from math import prod
+from pathlib import Path
 
 import pytest
-from tests.engines.kernels.cases import CROSS, SEEDED, SHIFTED, SMALL, TOKEN, Case
+from tests.engines.kernels.cases import (
+    CROSS,
+    GENERATION,
+    LOCAL,
+    RECOVERY,
+    REFINEMENT,
+    SEEDED,
+    SHIFTED,
+    SMALL,
+    TOKEN,
+    Case,
+    cross,
+    seeded,
+    shifted,
+    token,
+)
 
 from saccade.engines.kernels.registry import KERNELS
 from saccade.engines.kernels.traffic import traffic
@@ -48,3 +64,30 @@ def test_bytes_of_a_launch(case: Case) -> None:
     assert counted.kernel == 2 * (loads + batch * height * width * channels)
     assert counted.least == 2 * (sum(map(prod, case.shapes)) + batch * height * width * channels)
     assert counted.unfolded >= counted.least
+
+
+MODEL_CALLS = {
+    "Swin-S, stage 1, 224": shifted(1, 56, 56, 3, shift=3),
+    "STViT-R-S generation, 224": seeded(1, 6, 6, 14, 12),
+    "STViT-R-S refinement, 224": token(1, (6, 6), (1, 232), 12),
+    "STViT-R-S recovery, 224": token(1, (14, 14), (6, 6), 12),
+    "Swin-S, stage 1, 800x1344": shifted(1, 200, 336, 3, shift=3),
+    "STViT-R-S generation, 800x1344": cross(1, 50, 84, 12, GENERATION),
+    "STViT-R-S refinement, 800x1344": cross(1, 50, 84, 12, REFINEMENT),
+    "STViT-R-S local, 800x1344": cross(1, 50, 84, 12, LOCAL),
+    "STViT-R-S global, 800x1344": token(1, (24, 36), (24, 36), 12),
+    "STViT-R-S recovery, 800x1344": cross(1, 50, 84, 12, RECOVERY),
+}
+
+
+def row(name: str, case: Case) -> str:
+    counted = traffic(KERNELS[case.operator], case.shapes, case.attributes, itemsize=2)
+    cells = [f"{value / 1e6:.2f} MB" for value in (counted.least, counted.kernel, counted.unfolded)]
+    ratios = [counted.kernel / counted.least, counted.unfolded / counted.least]
+    return f"| {name} | {cells[0]} | {cells[1]} ({ratios[0]:.1f}x) | {cells[2]} ({ratios[1]:.1f}x) |"
+
+
+def test_the_table_in_the_documentation_is_current() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "kernels.md").read_text("utf-8")
+    rows = "\n".join(row(name, case) for name, case in MODEL_CALLS.items())
+    assert rows in text, f"docs/kernels.md: the table is\n{rows}"
