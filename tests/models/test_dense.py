@@ -25,6 +25,7 @@ from saccade.engines.tensorrt.parser import BatchRange, ShapeRange, judge
 from saccade.errors import CheckpointError, UsageError
 from saccade.models import create, zoo
 from saccade.models.card import Card
+from saccade.models.deploy import merge
 from saccade.models.heads.upernet import UPerHead, adaptive_mean
 
 DENSE = [name for name in zoo.names() if zoo.entry(name).card.task in ("semantic_segmentation", "depth")]
@@ -154,6 +155,14 @@ def test_a_plain_vits_maps_are_resampled_to_four_strides() -> None:
     sizes = ((16, 24), (8, 12), (4, 6), (2, 3))
     resized = [F.interpolate(each, size, mode="bilinear") for each, size in zip(maps, sizes, strict=True)]
     torch.testing.assert_close(model(image), model.get_submodule("decode_head")(resized))
+
+
+def test_an_mci_backbone_is_merged_for_deployment() -> None:
+    model = small("fpn_fastvit_mci2")
+    image = torch.randn(1, 3, 64, 96)
+    merged = merge(model)
+    assert len(list(merged.modules())) < len(list(model.modules()))
+    torch.testing.assert_close(merged(image), model(image), rtol=1e-3, atol=1e-4)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------
