@@ -151,6 +151,7 @@ def _installed(folder: Path, requirement: str, package: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--retries", "1", "--timeout", "20", "--disable-pip-version-check"]
         installed = subprocess.run(
             [*command, "--target", scratch, requirement], capture_output=True, text=True, check=False
         )

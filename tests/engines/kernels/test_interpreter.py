@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -26,6 +27,11 @@ PLAIN = {
 # Inputs are of order 1. Half precision rounds each softmax weight and the result: 2^-11 and 2^-8 of them,
 # summed over values of up to 4.
 TOLERANCE = {"float32": 5e-6, "float16": 3e-3, "bfloat16": 2.4e-2}
+
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (CPU builds of torch lack it)"
+)
 
 
 def interpret(dtype: str, cases: tuple[Case, ...], folder: Path) -> dict[str, NDArray[Any]]:
@@ -74,10 +80,12 @@ def test_the_reference_is_what_the_models_compute(case: Case) -> None:
     np.testing.assert_allclose(plain.numpy(), case.expected(inputs), rtol=0, atol=1e-5)
 
 
+@needs_triton
 def test_kernels_in_float32(tmp_path: Path) -> None:
     check("float32", SMALL, tmp_path)
 
 
+@needs_triton
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_kernels_in_half_precision(dtype: str, tmp_path: Path) -> None:
     """Fewer shapes: the index arithmetic does not depend on the type."""

@@ -16,6 +16,8 @@ from saccade.models.operators import PLUGIN_ATTRIBUTES
 
 CASES = (*SMALL[::3], *DETECTION)
 
+DATA_TYPE_OF = {dtype: name for name, dtype in plugins.DATA_TYPES.items()}
+
 # Symbolic sizes are private to the bindings, whose versions are pinned: a double that holds plain ints.
 EVALUATE = """
 import json
@@ -68,9 +70,11 @@ for operator, shapes, attributes, dtype, tile in json.loads(sys.argv[2]):
         operator, "saccade", trt.PluginFieldCollection(fields), trt.TensorRTPhase.BUILD,
         trt.QuickPluginCreationRequest.STRICT_AOT,
     )
+    kind = getattr(trt.DataType, {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}[dtype])
+    ranks = [len(shape) for shape in shapes]
+    answered = plugin.get_output_data_types([kind] * len(shapes), ranks)  # sizes are not known yet
     definition = _lib.QDP_REGISTRY[f"saccade::{operator}"]
     _tensor.SymIntExpr._exprBuilder = Builder()
-    kind = getattr(trt.DataType, {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}[dtype])
     inputs = [described(shape, kind) for shape in shapes]
     output = definition.register_func(*inputs, **plugin.attrs)
     combinations = definition.autotune_func(*inputs, *plugin.attrs.values(), (output,))
@@ -78,6 +82,7 @@ for operator, shapes, attributes, dtype, tile in json.loads(sys.argv[2]):
     answers.append({
         "fields": [field.name for field in creator.field_names],
         "attributes": plugin.attrs,
+        "answered": [t.name for t in answered],
         "output": [number(size) for size in output.shape_expr],
         "types": [[t.name for t in c.types] for c in combinations[0]._get_combinations()],
         "tactics": combinations[0]._tactics,
@@ -89,6 +94,7 @@ for operator, shapes, attributes, dtype, tile in json.loads(sys.argv[2]):
         "scalars": [number(value) for value in scalars],
         "types_of_scalars": sorted({type(scalar).__name__ for scalar in scalars}),
     })
+    _tensor.SymIntExpr._exprBuilder = None
 print("ANSWERS" + json.dumps(answers))
 """
 
@@ -125,6 +131,7 @@ def test_every_plugin_registers_and_gives_the_launch_of_its_kernel(version: str)
         assert answer == {
             "fields": list(kernel.operator.attributes),
             "attributes": dict(case.attributes),
+            "answered": [DATA_TYPE_OF[dtype]],
             "output": list(kernel.output_shape(case.shapes)),
             "types": [[kind] * (len(case.shapes) + 1) for kind in ("FLOAT", "HALF", "BF16")],
             "tactics": list(kernel.tiles),
