@@ -22,7 +22,8 @@ __all__ = ["BatchRange", "BuildOptions", "Built", "SizeRange", "build", "trust",
 
 # What an engine must win as a whole before "auto" takes plugins: they are fusion barriers on a young API.
 _FASTER = 1.1
-_INLINED = "openvino"  # the variant in standard operators only, by the name of the engine that needs it
+# Variants without functions, by the engine that they were made for, then the source.
+_IN_STANDARD_OPERATORS = ("tensorrt", "openvino", "source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,8 @@ def _source(bundle: bundles.Bundle, name: str, options: BuildOptions) -> Source:
     of the layers (docs/tensorrt.md): then the form in standard operators.
     """
     graph = bundles.graph_in(bundle, name, options.precision)
-    source = graph.files["source"]
-    path = source if options.binding == "plugin" else graph.files.get(_INLINED, source)
+    variants = ("source",) if options.binding == "plugin" else _IN_STANDARD_OPERATORS
+    path = next(graph.files[variant] for variant in variants if variant in graph.files)
     return Source(
         bundle=bundle.name,
         graph=name,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engines import fake_tensorrt
+from tests.engines import fake_tensorrt, tensorrt_stubs
 
 from saccade.engines.tensorrt import bindings, flavours
 
@@ -160,3 +160,18 @@ def test_the_stand_in_of_cuda_has_real_names() -> None:
     assert {name for name in names if not hasattr(real, name)} == set()
     for kind in ("HostToDevice", "DeviceToHost", "DeviceToDevice"):
         assert hasattr(real.cudaMemcpyKind, f"cudaMemcpy{kind}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", tensorrt_stubs.VERSIONS)
+def test_the_real_bindings_have_the_names(version: str) -> None:
+    """In a child process that has NVIDIA's own bindings, over libraries that do nothing."""
+    try:
+        stubs = tensorrt_stubs.bindings(version)
+    except tensorrt_stubs.Unavailable as error:
+        pytest.skip(str(error))
+    classes = [name for name in PROTOCOLS if name not in OF_RTX]
+    names = {f"tensorrt.{name}.{member}" for name in classes for member in members(getattr(bindings, name))}
+    names |= {f"tensorrt.{a}.{b}" for a, b in ENUMERATORS if a != "ComputeCapability"}
+    assert len(names) > 100
+    assert stubs.missing(names) == []

@@ -15,13 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests import tiny
+from tests.engines.fake_tensorrt import IMAGE, IN_A_CHILD, World, logits
 
 import saccade
 from saccade.builds import BatchRange, BuildOptions, trust
+from saccade.bundle import write
 from saccade.engines.tensorrt.gpu import find_gpu
 from saccade.errors import EngineError, EngineMismatch, UsageError
+from saccade.verification import verify
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
@@ -169,3 +173,57 @@ def test_full_size_models_build(name: str, tmp_path: Path) -> None:
     assert built.record.layers <= FULL_SIZE[name]
     assert set(built.record.working_types) == {"FLOAT"}
     assert built.record.plan_bytes > 10 * 2**20
+
+
+# --- a whole bundle on a stand-in of a GPU -------------------------------------------------------------
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle of the stand-in's network, with a plan in it, on a machine with the stand-in's GPU."""
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "tensorrt.py").write_text(IN_A_CHILD.format(version="10.16.1.11"))
+    monkeypatch.setenv("PYTHONPATH", str(library))
+    World(version="10.16.1.11").enter(monkeypatch)
+    pixels = np.random.default_rng(0).standard_normal((2, *IMAGE)).astype(np.float32)
+
+    def fill(folder: Path) -> dict[str, Any]:
+        (folder / "graphs").mkdir()
+        (folder / "graphs" / "model.onnx").write_text("FLOAT")
+        (folder / "verify.json").write_text("{}")
+        arrays = {
+            "input:image": pixels,
+            "output:logits": logits(pixels),
+            "tolerance:logits": np.float32(1e-6),
+        }
+        np.savez(folder / "conformance.npz", **arrays)  # type: ignore[arg-type]
+        card = tiny.with_preprocessing(input_size_hw=IMAGE[1:], resize_hw=IMAGE[1:], resize="stretch")
+        graph = {
+            "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", *IMAGE]}],
+            "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
+            "files": {"source": "graphs/model.onnx"},
+            "sample": "conformance.npz",
+        }
+        manifest = {"name": "stood-in", "task": card.task, "card": card.to_json(), "graphs": {"model": graph}}
+        return {**manifest, "derived": {}, "untrained": False, "provenance": {}}
+
+    path = write(tmp_path / "stood-in", fill).path
+    saccade.build(path, BuildOptions(batch=BatchRange(1, 2, 4)))
+    return path
+
+
+def test_a_predictor_over_a_plan(served: Path) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
+    with saccade.load(served, "tensorrt", prove=True, device="cuda:0", contexts=2) as predictor:
+        assert predictor.engine_name == "tensorrt"
+        assert predictor([picture] * 3)[2].labels == predictor(picture).labels == tiny.LABELS
+    (comparison,) = verify(served, ("tensorrt",)).comparisons
+    assert comparison.agrees
+
+
+def test_the_plan_of_another_precision_is_not_taken(served: Path) -> None:
+    with pytest.raises(EngineMismatch, match=r"has no tf32 plan .*: saccade build \S+ .*--precision tf32"):
+        saccade.load(served, "tensorrt", precision="tf32")
+    saccade.build(served, BuildOptions(precision="tf32"))
+    saccade.load(served, "tensorrt", precision="tf32").close()

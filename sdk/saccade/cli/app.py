@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 BundleName = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, .zip file or name.")]
 EngineName = Annotated[
     str,
-    typer.Option("--engine", metavar="NAME", help="auto, onnxruntime, openvino or reference."),
+    typer.Option("--engine", metavar="NAME", help="auto, onnxruntime, openvino, tensorrt or reference."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")]
 Threads = Annotated[
