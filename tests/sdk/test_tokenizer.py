@@ -20,7 +20,8 @@ from saccade.tokenizer import Tokenizer
 
 PIECES = (
     "a", "photo", "of", "the", "DOG's", "I'LL", "don't", "don'ſ", "cat&amp;dog", "&eacute;", "&NTILDE",
-    "& so", "naïve", "schÃ¶n", "日本語", "😀👍🏽", "<b>", "<end_of_text>", "<start_of_text>", "1984", "३", "Ⅷ",
+    "& so", "naïve", "schÃ¶n", "日本語", "😀👍🏽",
+    "<b>", "<end_of_text>", "<start_of_text>", "1984", "३", "Ⅷ",
     "x²", "\ud800", "ŉ", "ﬁ", "Ａ", "\u200b", "\x00", "\x1b[31mred", "\t", "\r\n", "\u2028", "’", "K", "…",
 )  # fmt: skip
 

@@ -83,7 +83,8 @@ def _tokens(tower: TextTower) -> Input:
     def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.int64]:
         tokens = rng.integers(1, end - 1, shape)
         tokens[:, 0] = end - 1
-        for row, length in zip(tokens, rng.integers(1, shape[1], shape[0]), strict=True):
+        shortest = min(2, shape[1] - 1)  # two empty texts would be the same one
+        for row, length in zip(tokens, rng.integers(shortest, shape[1], shape[0]), strict=True):
             row[length], row[length + 1 :] = end, 0
         return tokens
 
