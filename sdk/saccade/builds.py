@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from saccade import bundle as bundles
 from saccade.engines.tensorrt import plans
 from saccade.engines.tensorrt.builder import Source, build_plan
+from saccade.engines.tensorrt.flavours import flavour
 from saccade.engines.tensorrt.gpu import find_gpu, require_gpu
 from saccade.engines.tensorrt.options import BatchRange, BuildOptions, SizeRange
 from saccade.engines.tensorrt.plans import Record
@@ -43,7 +45,7 @@ def build(
     *,
     progress: Callable[[str, float], None] = lambda step, fraction: None,
 ) -> tuple[Built, ...]:
-    """Build a plan of every graph of a bundle into its `engines` folder.
+    """Build a plan of every graph of a bundle into its `engines` folder: of all, or of none.
 
     progress: called with the step and how much of the graph's build is done, 0 to 1; what it raises cancels.
     Raises UsageError where options, graph and machine do not fit together, EngineError where NVIDIA's library
@@ -54,15 +56,19 @@ def build(
     engines = bundle.path / plans.FOLDER
     if not os.access(bundle.path, os.W_OK):
         raise UsageError(f"{bundle.path} cannot be written: cp -r {bundle.path} DIR, and build that copy")
-    built = []
-    for name in bundle.graphs:
-        resolved = _with_binding(chosen, bundle.name)
+    resolved = _with_binding(chosen, bundle.name)
+    built: list[Built] = []
+    try:
+        for name in bundle.graphs:
 
-        def say(phase: str, fraction: float, name: str = name) -> None:
-            progress(f"{name}: {phase}", fraction)
+            def say(phase: str, fraction: float, name: str = name) -> None:
+                progress(f"{name}: {phase}", fraction)
 
-        folder, record = build_plan(_source(bundle, name, resolved), resolved, engines, say=say)
-        built.append(Built(folder, record))
+            built.append(Built(*build_plan(_source(bundle, name, resolved), resolved, engines, say=say)))
+    except BaseException:  # a bundle of two graphs has both plans, or none
+        for each in built:
+            shutil.rmtree(each.path)
+        raise
     return tuple(built)
 
 
@@ -117,7 +123,7 @@ def _with_binding(options: BuildOptions, model: str) -> BuildOptions:
     """`options` with "auto" decided."""
     if options.binding != "auto":
         return options
-    gpu = find_gpu()
+    gpu = find_gpu() if flavour(options.flavour).aot_plugins else None
     faster = gpu is not None and any(
         record.get("model") == model
         and record.get("gpu") == gpu.name

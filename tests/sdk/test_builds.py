@@ -67,10 +67,11 @@ def test_a_plan_for_each_target_beside_the_graphs(bundle: Path) -> None:
 
 def test_the_python_call_and_what_it_reports(bundle: Path) -> None:
     steps: list[tuple[str, float]] = []
-    options = BuildOptions(flavour="tensorrt_rtx", target="sm120", batch=BatchRange(2, 2, 2))
+    options = BuildOptions(flavour="tensorrt_rtx", target="sm120", batch=BatchRange(2, 2, 2), binding="auto")
     (built,) = saccade.build(bundle, options, progress=lambda *step: steps.append(step))
     assert built.path.parent == bundle / "engines"
     assert built.record.inputs[0].shape == ("batch", 3, 32, 32)
+    assert built.record.options.binding == "function"  # there is no record of acceptance for it
     assert steps[0][0].startswith("model: ")
 
 
