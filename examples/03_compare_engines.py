@@ -2,6 +2,7 @@
 
 python examples/03_compare_engines.py --pictures 2000
 python examples/03_compare_engines.py stvit --pictures 200
+python examples/03_compare_engines.py detector --pictures 500
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from digits import bundles, nets, scenes
+from digits import bundles, detector, nets, objects, precision, scenes
 
 ENGINES = ("onnxruntime", "openvino")
 REFERENCE = "torch"
@@ -36,15 +37,25 @@ class Agreement:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(nets.NETS)}; all by default")
+    known = (*nets.NETS, detector.NET.name)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--pictures", type=int, default=2000)
     options = parser.parse_args()
-    pictures = scenes.held_out(options.pictures)
-    table = Table("network", "engine", "right", "not as torch", title=f"{len(pictures)} held-out pictures")
-    for name in options.names or nets.NETS:
-        for row in compare(nets.net(name), pictures):
-            table.add_row(row.net, row.engine, f"{row.right:.2%}", f"{row.differing:.2%}")
-    Console().print(table)
+    names = options.names or known
+    if classifiers := [name for name in names if name != detector.NET.name]:
+        pictures = scenes.held_out(options.pictures)
+        table = Table(
+            "network", "engine", "right", "not as torch", title=f"{len(pictures)} held-out pictures"
+        )
+        for name in classifiers:
+            for row in compare(nets.net(name), pictures):
+                table.add_row(row.net, row.engine, f"{row.right:.2%}", f"{row.differing:.2%}")
+        Console().print(table)
+    if detector.NET.name in names:
+        table = Table("engine", "boxes and masks found", title=f"{options.pictures} held-out scenes")
+        for engine, reached in compare_detector(objects.held_out(options.pictures)).items():
+            table.add_row(engine, str(reached))
+        Console().print(table)
 
 
 def compare(chosen: nets.Net, pictures: scenes.Pictures, engines: Sequence[str] = ENGINES) -> list[Agreement]:
@@ -65,6 +76,18 @@ def compare(chosen: nets.Net, pictures: scenes.Pictures, engines: Sequence[str] 
         )
         for engine, answer in answers.items()
     ]
+
+
+def compare_detector(
+    drawn: Sequence[objects.Scene], engines: Sequence[str] = ENGINES
+) -> dict[str, precision.Precision]:
+    """Export the demo's detector; what torch and every engine find in `drawn`, measured."""
+    found = {REFERENCE: precision.detect(detector.trained(), drawn)}
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = bundles.export_detector(detector.NET, Path(scratch) / detector.NET.name)
+        for engine in engines:
+            found[engine] = bundles.found(bundle.path, drawn, engine)
+    return {engine: precision.average_precision(each, drawn) for engine, each in found.items()}
 
 
 if __name__ == "__main__":

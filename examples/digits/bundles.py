@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import saccade
-from digits import nets, scenes
+from digits import nets, objects, scenes
 from saccade.bundle import Bundle
 from saccade.export import export_bundle
+from saccade.results.detections import Detections
+
+FITTED_HW = (224, 320)  # shorter and longer side, at most, of the pictures that the detector sees
 
 
 def export(chosen: nets.Net, out: Path, progress: Callable[[str], None] | None = None) -> Bundle:
-    """Export a demo network from its committed checkpoint to the new folder `out`, verified."""
+    """Export a demo classifier from its committed checkpoint to the new folder `out`, verified."""
+    size_hw = (chosen.size_px, chosen.size_px)
+    return _export(chosen, out, progress, input_size_hw=size_hw, crop=1.0)  # pictures are made at that size
+
+
+def export_detector(chosen: nets.Net, out: Path, progress: Callable[[str], None] | None = None) -> Bundle:
+    """Export the demo's detector from its committed checkpoint to the new folder `out`, verified."""
+    return _export(chosen, out, progress, input_size_hw=FITTED_HW)
+
+
+def _export(
+    chosen: nets.Net, out: Path, progress: Callable[[str], None] | None, **preprocessing: Any
+) -> Bundle:
     with tempfile.TemporaryDirectory() as scratch:
         labels = Path(scratch) / "labels.txt"
         labels.write_text("\n".join(scenes.LABELS))
@@ -26,11 +42,10 @@ def export(chosen: nets.Net, out: Path, progress: Callable[[str], None] | None =
             out,
             labels=labels,
             config=chosen.config,
-            input_size_hw=(chosen.size_px, chosen.size_px),
             mean_rgb=nets.MEAN_RGB,
             std_rgb=nets.STD_RGB,
-            crop=1.0,  # the pictures are made at the network's size
             progress=progress,
+            **preprocessing,
         )
 
 
@@ -44,3 +59,16 @@ def scores(
             answer for start in starts for answer in classify(list(pictures.images[start : start + batch]))
         ]
     return np.stack([answer.scores for answer in answers])
+
+
+def found(
+    bundle: str | Path, drawn: Sequence[objects.Scene], engine: str = "auto", batch: int = 10
+) -> list[Detections]:
+    """What the bundle of a detector finds in each scene on `engine`."""
+    with saccade.load(bundle, engine=engine) as find:
+        starts = range(0, len(drawn), batch)
+        return [
+            answer
+            for start in starts
+            for answer in find([scene.image for scene in drawn[start : start + batch]])
+        ]

@@ -49,6 +49,18 @@ def draw(answers: Sequence[Answer], title: str, subtitle: str, footer: str) -> I
     return sheet
 
 
+def grid(pictures: Sequence[Image.Image], columns: int = 3) -> Image.Image:
+    """Pictures of one size, row by row, with white between them."""
+    width, height = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    gap = width // 24
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), PAPER)
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
+        sheet.paste(picture, (gap + column * (width + gap), gap + row * (height + gap)))
+    return sheet
+
+
 def _draw_cell(sheet: Image.Image, pen: ImageDraw.ImageDraw, answer: Answer, left: int, top: int) -> None:
     right = answer.answer == answer.truth
     colour = RIGHT if right else WRONG
