@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for bundle and picture")
     parser.add_argument("--net", default="stvit", choices=list(nets.NETS))
     parser.add_argument("--pictures", type=int, default=500, help="held-out pictures to classify")
-    parser.add_argument("--scenes", type=int, default=60, help="held-out scenes to find digits in")
+    parser.add_argument("--scenes", type=int, default=60, help="held-out scenes to find digits in, or 0")
     options = parser.parse_args()
     chosen = nets.net(options.net)
     bundle = export(chosen, options.out / f"digits-{chosen.name}", bundles.export)
@@ -45,11 +45,13 @@ def main() -> None:
     scores = compare_engines(chosen, bundle, pictures)
     sheet = options.out / "demo.png"
     draw(chosen, pictures, scores, sheet)
-    finder = export(detector.NET, options.out / "digits-detector", bundles.export_detector)
-    outlined = options.out / "demo-detected.png"
-    detect(finder, objects.held_out(options.scenes), outlined)
-    console.print(f"\nbundles  {bundle}\n         {finder}\npictures {sheet}\n         {outlined}")
+    console.print(f"\nbundle   {bundle}\npicture  {sheet}")
     console.print(f"next     saccade predict {bundle} YOUR_PICTURE")
+    if options.scenes:
+        finder = export(detector.NET, options.out / "digits-detector", bundles.export_detector)
+        outlined = options.out / "demo-detected.png"
+        detect(finder, objects.held_out(options.scenes), outlined)
+        console.print(f"\nbundle   {finder}\npicture  {outlined}")
 
 
 def export(chosen: nets.Net, out: Path, make: Callable[..., object]) -> Path:
