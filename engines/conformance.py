@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saccade.engines import detections
 from saccade.engines.engine import Arrays
 from saccade.errors import BundleError
 
@@ -41,10 +42,8 @@ class Sample:
 
     def differences(self, actual: Arrays) -> list[Difference]:
         """How far `actual` outputs are from the sample's."""
-        return [
-            Difference(name, _largest(actual[name], expected), self.tolerances[name])
-            for name, expected in self.outputs.items()
-        ]
+        largest = differences(self.outputs, actual)
+        return [Difference(name, largest[name], self.tolerances[name]) for name in self.outputs]
 
 
 def read_sample(path: Path) -> Sample:
@@ -65,5 +64,11 @@ def _named(arrays: Any, kind: str) -> dict[str, NDArray[Any]]:
     return {key.partition(":")[2]: arrays[key] for key in arrays.files if key.startswith(f"{kind}:")}
 
 
-def _largest(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    return float(np.abs(actual.astype(np.float64) - expected).max())
+def differences(expected: Arrays, actual: Arrays) -> dict[str, float]:
+    """The largest absolute difference of each output; of detections, what `detections.differences` says."""
+    if detections.is_reference(expected):
+        return detections.differences(expected, actual)
+    return {
+        name: float(np.abs(actual[name].astype(np.float64) - values).max())
+        for name, values in expected.items()
+    }

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from saccade.engines.conformance import differences
 from saccade.engines.engine import Engine
 from saccade.engines.inputs import Input
 from saccade.errors import ExportError
@@ -96,7 +97,7 @@ def compare(
     """Run `engine` on the inputs of `expected` and measure every output."""
     rows = []
     for expectation in expected:
-        actual = engine.run(expectation.feeds)
+        largest = differences(expectation.outputs, engine.run(expectation.feeds))
         for output, values in expectation.outputs.items():
             rows.append(
                 Comparison(
@@ -104,7 +105,7 @@ def compare(
                     engine=engine_name,
                     output=output,
                     batch=len(values),
-                    difference=float(np.abs(actual[output].astype(np.float64) - values).max()),
+                    difference=largest[output],
                     noise_floor=expectation.noise_floors[output],
                     tolerance=expectation.tolerance(output),
                 )

@@ -62,6 +62,15 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help="CLIP: sentences with one {} for a class name, one per line."),
     ] = None,
+    mmdet_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.py", help="Detectors: mmdet's configuration of the weights; read, not run."
+        ),
+    ] = None,
+    execute_config: Annotated[
+        bool, typer.Option("--execute-config", help="Run that configuration as a program, by mmengine.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn a checkpoint into a bundle: exported, compared with the model it came from, written whole or not.
@@ -87,6 +96,8 @@ def export(
             classes=classes,
             class_matrix=class_matrix,
             templates=templates,
+            mmdet_config=mmdet_config,
+            execute_config=execute_config,
             progress=say,
         )
     if as_json:

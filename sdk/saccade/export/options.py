@@ -31,6 +31,8 @@ class Options:
     templates: CLIP only: sentences with one {} for the name of a class, one per line.
     classes, class_matrix: CLIP only: class names to encode with the checkpoint's text tower, or a .npy file
     (width, classes) of normalised class embeddings, named by `labels`. Without them the bundle embeds.
+    mmdet_config: detectors only: a configuration of mmdet, for its sizes, limits, preprocessing and classes;
+    read without running it, unless execute_config.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Options:
     config: Mapping[str, Any] | None = None
     classes: Path | None = None
     class_matrix: Path | None = None
+    mmdet_config: Path | None = None
+    execute_config: bool = False
     templates: Path | None = None
 
 
@@ -53,6 +57,7 @@ def check(options: Options, entry: zoo.Entry) -> None:
     """Raise UsageError for options that contradict each other or do not apply to the model."""
     name = options.name
     tower = is_tower(entry)
+    _check_mmdet(options, entry)
     if (options.weights is None) != options.random:
         raise UsageError(f"give {name} either --weights FILE or --random, for a bundle without training")
     if (options.classes or options.class_matrix) and not tower:
@@ -65,6 +70,13 @@ def check(options: Options, entry: zoo.Entry) -> None:
         raise UsageError("--class-matrix needs --labels FILE to name its columns")
     if options.labels and tower and not options.class_matrix:
         raise UsageError(f"{name} has no classes of its own: give --classes FILE, or --class-matrix FILE too")
+
+
+def _check_mmdet(options: Options, entry: zoo.Entry) -> None:
+    if options.mmdet_config and entry.card.family != "detection":
+        raise UsageError(f"--mmdet-config is for detectors; {options.name} is a {entry.card.task} model")
+    if options.execute_config and not options.mmdet_config:
+        raise UsageError("--execute-config needs --mmdet-config FILE, which it runs as a program")
 
 
 def preprocessing(options: Options, default: Preprocessing) -> Preprocessing:

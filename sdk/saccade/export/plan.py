@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,17 +13,23 @@ if TYPE_CHECKING:
     from torch import nn
 
     from saccade.engines.inputs import Input
+    from saccade.engines.verify import Expectation
 
 Progress: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One graph: the module that it must agree with, called with `inputs` and giving `outputs`."""
+    """One graph: the module that it must agree with, called with `inputs` and giving `outputs`.
+
+    expect: makes what the graph is compared with; by default what the module gives for random inputs, output
+    by output.
+    """
 
     module: nn.Module
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
+    expect: Callable[[], Sequence[Expectation]] | None = None
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,10 @@ def _check_inputs(inputs: Mapping[str, TensorSpec], card: Card) -> None:
             f"{card.name}: the graph must take 'image', and may take 'size_hw'; it takes {sorted(inputs)}"
         )
     spec = inputs["image"]
-    free = card.preprocessing.resize == "fit"
-    made = (3, "height", "width") if free else (3, *card.preprocessing.input_size_hw)
+    given = card.preprocessing
+    # Pictures that keep their shape have free sizes, unless they are padded to one and the same.
+    free = given.resize == "fit" and given.pad_multiple < max(given.resize_hw)
+    made = (3, "height", "width") if free else (3, *given.input_size_hw)
     fits = len(spec.shape) == 4 and all(
         isinstance(wanted, str) or wanted == size for wanted, size in zip(spec.shape[1:], made, strict=True)
     )
