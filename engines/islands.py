@@ -3,8 +3,8 @@
 Some ten runs tell, however large the graph. In the first, every node is computed twice from the same float32
 inputs, once with its inputs, weights and result rounded, and the graph itself compares the two. A node whose
 numbers come near the end of the type's range stays float32: other pictures would overflow it. If the outputs
-then miss their tolerances, nodes are added in the order of what rounding did to each alone, the number of
-them found by bisection.
+then miss their tolerances, nodes are added in the order of what rounding did to each, or to one that reads
+it; how many is found by bisection.
 
 Everything runs by emulation (`passes.rounding`) in ONNX Runtime on the CPU.
 """
@@ -46,10 +46,11 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What rounding does to one node alone.
+    """What rounding does to one node, or to one that reads its results.
 
-    error: the largest difference as a share of its largest result; infinite where the rounded one is not
-    finite. magnitude: the largest number that it reads or gives.
+    error: the largest difference as a share of the node's largest result; infinite where the rounded one is
+    not finite. Readers count because their inputs are rounded here. magnitude: the largest number that the
+    node reads or gives.
     """
 
     error: float
@@ -141,7 +142,14 @@ def measure(model: onnx.ModelProto, precision: str, feeds: Sequence[Arrays]) -> 
     others = [node.name for node in doubled.graph.node if node.name not in probe.twins]
     with opened(emulate(convert(doubled, precision, others).model, OPSET)) as engine:
         figures = [engine.run(each) for each in feeds]
-    return {name: probe.effect(name, figures) for name in probe.names()}
+    alone = {name: probe.effect(name, figures) for name in probe.names()}
+    return {name: _with_readers(effect, read.graph.node(name), alone) for name, effect in alone.items()}
+
+
+def _with_readers(effect: Effect, node: ir.Node, alone: Mapping[str, Effect]) -> Effect:
+    readers = {str(use.node.name) for value in node.outputs for use in value.uses()}
+    errors = [alone[name].error for name in readers if name in alone]
+    return Effect(max([effect.error, *errors]), effect.magnitude)
 
 
 class _Probe:
