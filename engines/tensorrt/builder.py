@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import shutil
 import time
@@ -50,7 +51,7 @@ def build_plan(
     """
     started = time.perf_counter()
     staging = engines / f".building-{secrets.token_hex(4)}"
-    made = [folder for folder in (engines,) if not folder.exists()]
+    existed = engines.exists()
     try:
         staging.mkdir(parents=True)
         request = Request(source.path, options, staging / plans.PLAN, timing_cache=plans.cache() / "timings")
@@ -61,9 +62,8 @@ def build_plan(
         return plans.publish(staging, record, engines), record
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        for folder in made:
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
+        if not existed and engines.exists() and not any(engines.iterdir()):
+            engines.rmdir()
 
 
 def _refused(source: Source, options: BuildOptions, outcome: Outcome) -> str:
@@ -81,10 +81,8 @@ def _record(
 ) -> Record:
     assert outcome.plan_bytes is not None
     assert outcome.build_seconds is not None
-    from hashlib import file_digest
-
     with (staging / plans.PLAN).open("rb") as plan:
-        digest = file_digest(plan, "sha256").hexdigest()
+        digest = hashlib.file_digest(plan, "sha256").hexdigest()
     return Record(
         bundle=source.bundle,
         graph=source.graph,

@@ -38,7 +38,7 @@ class TensorRtEngine:
 
     options.device: "cuda:N"; "cpu", the default of everything else, means the first GPU here. contexts: how
     many runs go on at once; further ones wait. cuda_graphs: from the second run of equal shapes on, replay
-    the first one's launches. memory_limit_mib: of weights, scratch memory and buffers together.
+    the first one's launches. memory_limit_mib: of weights and scratch memory.
     """
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
