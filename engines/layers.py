@@ -12,7 +12,7 @@ project keep them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from saccade.engines.engine import Arrays
-from saccade.engines.passes.outputs import computed, with_outputs
+from saccade.engines.passes.outputs import computed, with_outputs, with_types
 from saccade.engines.scratch import opened
 
 Run: TypeAlias = Callable[[onnx.ModelProto, Arrays], dict[str, NDArray[Any]]]
@@ -94,6 +94,8 @@ def compare(
 
     roundoff: of the tested graph's arithmetic. Nodes read what `tested` computed in the yardstick's types.
     """
+    tested = replace(tested, model=with_types(tested.model))
+    yardstick = replace(yardstick, model=with_types(yardstick.model))
     shown = computed(tested.model) & computed(yardstick.model)
     given = shown | {value.name for value in yardstick.model.graph.input}
     stored = {tensor.name for tensor in yardstick.model.graph.initializer}

@@ -34,6 +34,7 @@ from saccade.engines.passes.coordinates import coordinate_nodes
 from saccade.engines.passes.float32_softmax import SOFTMAX, before_softmax, keep_softmax_float32
 from saccade.engines.tensorrt.operators import operator_table
 from saccade.errors import ExportError, UsageError
+from saccade.models.operators import BATCHED_NMS, DOMAIN
 
 FLOAT = ir.DataType.FLOAT
 PASSES = ("convert", "keep_softmax_float32")
@@ -201,13 +202,10 @@ def _reason(node: ir.Node, model: ir.Model, precision: Precision) -> str | None:
 
 def _follows(node: ir.Node, model: ir.Model, precision: Precision) -> Iterator[bool]:
     """For every input, then every output: whether it becomes `precision` when the node does."""
-    if node.op_identifier() in model.functions:
-        body = model.functions[node.op_identifier()]
-        generic = all(inner.op_type != "NonMaxSuppression" for inner in body)
-        yield from (generic and _is_float(value) for value in (*node.inputs, *node.outputs))
-        return
     if node.domain != "":
-        yield from (False for _ in (*node.inputs, *node.outputs))
+        # The contract of our operators is a body for every type; of others nothing is known.
+        generic = node.domain == DOMAIN and node.op_type != BATCHED_NMS.name
+        yield from (generic and _is_float(value) for value in (*node.inputs, *node.outputs))
         return
     opset = max(precision.opset, model.opset_imports[""])
     schema = onnx.defs.get_schema(node.op_type, opset)

