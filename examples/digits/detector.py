@@ -21,6 +21,7 @@ from digits.objects import Scene
 from digits.scenes import LABELS
 from saccade.models import create
 from saccade.models.detection import Detector
+from saccade.models.heads.box_head import BoxHead
 from saccade.models.heads.boxes import encode
 from saccade.models.heads.rpn import STDS, flatten_map
 
@@ -127,7 +128,7 @@ def losses(detector: Detector, images: Tensor, truths: Sequence[Truth]) -> dict[
     with torch.no_grad():
         size_hw = torch.tensor(images.shape[2:], dtype=images.dtype).expand(len(images), 2)
         proposed = detector.rpn_head.proposals(pyramid, size_hw)
-    classes = detector.roi_head.box_heads[0].num_classes
+    classes = _classes(detector)
     drawn = [
         regions_of(rois[s >= 0], truth, classes) for rois, s, truth in zip(*proposed, truths, strict=True)
     ]
@@ -205,7 +206,7 @@ def _box_losses(
     head, roi_head = detector.roi_head.box_heads[0], detector.roi_head
     logits, deltas = head(roi_head.features(pyramid, regions.boxes_xyxy, roi_head.pooling.box_size))
     labels = regions.labels.flatten()
-    shown = _shown(regions, head.num_classes)
+    shown = _shown(regions, _classes(detector))
     true_boxes = torch.stack([t.boxes_xyxy[rows] for t, rows in zip(truths, regions.objects, strict=True)])
     wanted = encode(regions.boxes_xyxy[shown], true_boxes[shown], roi_head.stds[0])
     deltas = deltas.unflatten(1, (-1, 4))[shown.flatten()]
@@ -223,7 +224,7 @@ def _mask_losses(
     """Binary cross-entropy between the label's mask and the true one, cut out and resized alike."""
     roi_head = detector.roi_head
     (head,) = roi_head.mask_heads
-    shown = _shown(regions, head.num_classes)
+    shown = _shown(regions, _classes(detector))
     most = int(shown.sum(1).max())  # objects come first: the rest needs no masks
     shown, boxes = shown[:, :most], regions.boxes_xyxy[:, :most]
     logits = head(roi_head.features(pyramid, boxes, roi_head.pooling.mask_size))[shown.flatten()]
@@ -238,8 +239,13 @@ def _mask_losses(
 def mask_targets(masks: Tensor, boxes_xyxy: Tensor, size: int) -> Tensor:
     """Each mask (n, H, W) inside its box (n, 4) as (n, size, size) of 0 and 1."""
     rows = torch.arange(len(masks), dtype=boxes_xyxy.dtype)[:, None]
-    cut = roi_align(masks[:, None], torch.cat((rows, boxes_xyxy), dim=1), size, aligned=True)
+    cut: Tensor = roi_align(masks[:, None], torch.cat((rows, boxes_xyxy), dim=1), size, aligned=True)
     return (cut[:, 0] >= 0.5).to(masks.dtype)
+
+
+def _classes(detector: Detector) -> int:
+    """Without the background, whose label is this number."""
+    return cast(BoxHead, detector.roi_head.box_heads[0]).num_classes
 
 
 def _shown(regions: Regions, classes: int) -> Tensor:
