@@ -103,11 +103,8 @@ def _bin_weights(start: Tensor, end: Tensor, bins: int, cells: int) -> Tensor:
     index = torch.arange(bins, device=start.device, dtype=start.dtype)[:, None]
     first = start[..., None, None] + index * extent + 0.5 * step
     nearest = ((cell - 1 - first) / step.clamp(min=1e-6)).ceil().clamp(min=0)
-    weights = torch.zeros_like(nearest)
-    for i in range(_NEAR):
-        sample = nearest + i
-        position = first + sample * step
-        hat = (1 - (position.clamp(0, cells - 1) - cell).abs()).clamp(min=0)
-        counted = (sample < samples) & (position >= -1) & (position <= cells)
-        weights = weights + torch.where(counted, hat, 0.0)
-    return weights / samples.clamp(min=1)
+    sample = nearest[..., None] + torch.arange(_NEAR, device=start.device, dtype=start.dtype)
+    position = first[..., None] + sample * step[..., None]
+    hat = (1 - (position.clamp(0, cells - 1) - cell[:, None]).abs()).clamp(min=0)
+    counted = (sample < samples[..., None]) & (position >= -1) & (position <= cells)
+    return torch.where(counted, hat, 0.0).sum(-1) / samples.clamp(min=1)
