@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from digits import nets, optimization, scenes
 from digits.distillation import Distillation
+from digits.initialisation import plane_waves
 
 PICTURES_PER_EPOCH = 1400
 LABEL_SMOOTHING = 0.1
@@ -116,19 +117,6 @@ def initialise(module: nn.Module) -> None:
             side = math.isqrt(parameter.shape[1])
             waves = plane_waves(side, parameter.shape[2])
             parameter.data[0, -len(waves) :] = waves
-
-
-def plane_waves(side: int, channels: int) -> Tensor:
-    """(side * side, channels): sines and cosines of row and column, as strong as the patches' own values.
-
-    Small random position embeddings, the usual start, take a short training long to grow: until then a
-    vision transformer sees a bag of patches.
-    """
-    frequencies = math.pi * 2.0 ** -torch.linspace(0, 4, channels // 4)
-    phases = torch.arange(side)[:, None] * frequencies
-    waves = torch.cat([phases.sin(), phases.cos()], dim=1)
-    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
-    return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
 if __name__ == "__main__":
