@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from digits import detector, nets
+from digits import contrastive, detector, nets, segmentation
 from saccade import bundle
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -69,9 +70,59 @@ def test_train_detector(tmp_path: Path) -> None:
     assert nets.stored_config(weights) == detector.NET.config
 
 
+def test_train_contrastive(tmp_path: Path) -> None:
+    weights = tmp_path / "pair.safetensors"
+    said = run(
+        "06_train_contrastive.py",
+        *("--epochs", "1", "--pool", "64", "--validation", "20", "--held-out", "40", "--out", str(weights)),
+    )
+    assert "epoch 1/1" in said
+    assert "recall@1" in said
+    assert nets.stored_config(weights) == contrastive.NET.config
+
+
+def test_search_a_folder(tmp_path: Path) -> None:
+    sheet = tmp_path / "found.png"
+    said = run("07_search_a_folder.py", "a handwritten two", "--pictures", "24", "--out", str(sheet))
+    assert "_two_" in said.splitlines()[0]
+    with Image.open(sheet) as picture:
+        assert picture.width > 900
+
+
+def test_train_segmenter(tmp_path: Path) -> None:
+    weights = tmp_path / "segmenter.safetensors"
+    short = ["--epochs", "1", "--scenes", "8", "--validation", "2", "--held-out", "2"]
+    said = run("08_train_segmenter.py", *short, "--out", str(weights))
+    assert "epoch 1/1" in said
+    assert "2 held-out scenes" in said
+    assert nets.stored_config(weights) == dict(segmentation.NET.config)
+
+
+@pytest.mark.slow
+def test_segment(tmp_path: Path) -> None:
+    said = run("09_segment.py", "--scenes", "300", "--out", str(tmp_path))
+    reached = [float(value) for value in re.findall(r"mean IoU ([\d.]+) %", said)]
+    assert len(reached) == 3, "PyTorch, ONNX Runtime, OpenVINO"
+    assert min(reached) >= 85.0
+    assert max(reached) - min(reached) < 0.5
+    with Image.open(tmp_path / "aerial.png") as drawing:
+        assert drawing.width == 1600
+
+
 def test_demo(tmp_path: Path) -> None:
-    said = run("demo.py", "--out", str(tmp_path), "--pictures", "48")
+    said = run("demo.py", "--out", str(tmp_path), "--pictures", "48", "--scenes", "0")
     assert "agrees" in said
     assert bundle.read(tmp_path / "digits-stvit").card.labels[4] == "four"
     with Image.open(tmp_path / "demo.png") as sheet:
         assert sheet.width > 1600
+
+
+@pytest.mark.slow
+def test_demo_detects(tmp_path: Path) -> None:
+    said = run("demo.py", "--out", str(tmp_path), "--pictures", "8", "--scenes", "6")
+    assert "mask AP50" in said
+    found = bundle.read(tmp_path / "digits-detector")
+    assert found.task == "instance_segmentation"
+    assert found.card.labels[4] == "four"
+    with Image.open(tmp_path / "demo-detected.png") as sheet:
+        assert sheet.width > 600
