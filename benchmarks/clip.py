@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,12 @@ def _measure_tower(
             values = given.sample(np.random.default_rng(0), batch)
             feeds, tensor = {given.name: values}, torch.from_numpy(values)
             runs: dict[str, Run] = {
-                "saccade, ONNX Runtime": lambda feeds=feeds: engine.run(feeds),
-                "open_clip, plain ONNX export": lambda feeds=feeds: plain.run(feeds),
-                "open_clip, eager": lambda tensor=tensor: twin(tensor),
+                "saccade, ONNX Runtime": partial(engine.run, feeds),
+                "open_clip, plain ONNX export": partial(plain.run, feeds),
+                "open_clip, eager": partial(twin, tensor),
             }
             if compiled:
-                quick = torch.compile(twin, dynamic=False)
-                runs["open_clip, torch.compile"] = lambda tensor=tensor, quick=quick: quick(tensor)
+                runs["open_clip, torch.compile"] = partial(torch.compile(twin, dynamic=False), tensor)
             with torch.inference_mode():
                 _require_agreement(what, engine.run(feeds)["embeddings"], twin(tensor).numpy())
                 rows += interleaved(what, batch, runs, rounds)
@@ -184,8 +184,6 @@ def measure_search(count: int, width: int, batches: Sequence[int], rounds: int, 
     """The `k` nearest of `count` vectors: the SDK, NumPy's full sort and faiss's flat index. Same answers."""
     import faiss
 
-    from saccade.gallery import nearest
-
     faiss.omp_set_num_threads(1)
     rng = np.random.default_rng(0)
     vectors = _unit(rng.standard_normal((count, width), np.float32))
@@ -196,9 +194,9 @@ def measure_search(count: int, width: int, batches: Sequence[int], rounds: int, 
         noise = rng.standard_normal((batch, width), np.float32)
         queries = _unit(vectors[:batch] + _unit(noise))
         runs: dict[str, Run] = {
-            "saccade": lambda q=queries: nearest.exact(vectors, q, k)[0],
-            "NumPy argsort": lambda q=queries: np.argsort(-(q @ vectors.T), axis=1, kind="stable")[:, :k],
-            "faiss flat": lambda q=queries: index.search(q, k)[1],
+            "saccade": partial(_exact, vectors, queries, k),
+            "NumPy argsort": partial(_sorted, vectors, queries, k),
+            "faiss flat": partial(_flat, index, queries, k),
         }
         answers = {how: run() for how, run in runs.items()}
         for how, places in answers.items():
@@ -206,6 +204,20 @@ def measure_search(count: int, width: int, batches: Sequence[int], rounds: int, 
                 raise SystemExit(f"{how} finds other rows than saccade")
         rows += interleaved(f"{k} of {count} x {width}", batch, runs, rounds)
     return rows
+
+
+def _exact(vectors: Any, queries: Any, k: int) -> Any:
+    from saccade.gallery import nearest
+
+    return nearest.exact(vectors, queries, k)[0]
+
+
+def _sorted(vectors: Any, queries: Any, k: int) -> Any:
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+
+
+def _flat(index: Any, queries: Any, k: int) -> Any:
+    return index.search(queries, k)[1]
 
 
 def _unit(rows: Any) -> Any:
