@@ -28,6 +28,6 @@ def computed(model: onnx.ModelProto) -> set[str]:
 
 
 def with_types(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` itself where it states the type of every tensor, else with those that follow from its inputs."""
+    """`model` itself where it states the type of every tensor, else with what follows from its inputs."""
     stated = {value.name for value in (*model.graph.value_info, *model.graph.output)}
     return model if computed(model) <= stated else onnx.shape_inference.infer_shapes(model)

@@ -111,7 +111,7 @@ def _convert(
     from saccade.engines.precision import PASSES, PRECISIONS
 
     source = bundle.graphs[key].files["source"]
-    held = [_with_tolerances(sample, PRECISIONS[precision].roundoff) for sample in samples]
+    held = [with_tolerances(sample, PRECISIONS[precision].roundoff) for sample in samples]
     found = search(onnx.load(source), precision, held, progress)
     name = f"{key}.{precision}"
     written = write_graphs({name: found.converted.model}, folder, f"{name}.bin")[name]
@@ -134,7 +134,7 @@ def _convert(
     return _Made(files, derived, evidence)
 
 
-def _with_tolerances(sample: Sample, roundoff: float) -> Sample:
+def with_tolerances(sample: Sample, roundoff: float) -> Sample:
     """`sample`, whose tolerances are float32's noise floors, with those of another precision (see `RULE`)."""
     tolerances = {
         name: max(
