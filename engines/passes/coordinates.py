@@ -66,3 +66,23 @@ def _joined(node: ir.Node) -> Iterator[ir.Node]:
                 continue  # others may read the same features as features
             yield producer
         yield from (use.node for use in value.uses())
+
+
+def coordinate_sources(graph: ir.Graph) -> list[str]:
+    """The features that the first boxes and scores are read from: all that comes before any choice is made.
+
+    Behind a suppression, rounding may change which box a row shows; these tensors it changes little.
+    """
+    nodes = coordinate_nodes(graph)
+    chosen: set[ir.Value] = set()
+    found: dict[str, None] = {}
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        if node.op_type in _SEEDS or chosen.intersection(inputs):
+            chosen.update(node.outputs)
+        if node in nodes:
+            for value in inputs:
+                producer = value.producer()
+                if producer is not None and producer not in nodes and value.dtype == ir.DataType.FLOAT:
+                    found |= {} if value in chosen else {str(value.name): None}
+    return list(found)

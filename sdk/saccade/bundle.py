@@ -87,6 +87,12 @@ def sample_of(bundle: Bundle, name: str, precision: str = "fp32") -> Sample:
     if precision in _FLOAT32:
         return sample
     record = bundle.derived[graph.files["source"].relative_to(bundle.path).as_posix()]
+    if set(record["tolerances"]) != set(sample.outputs):
+        raise BundleError(
+            f"{bundle.path} has no answers in {precision} to compare with: what a detector chooses may "
+            f"change with rounding. Compare its layers: saccade verify {bundle.path} --layers "
+            f"--precision {precision}"
+        )
     return replace(sample, tolerances=dict(record["tolerances"]))
 
 

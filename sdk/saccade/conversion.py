@@ -23,10 +23,13 @@ from saccade.engines.engine import TensorSpec, open_engine
 from saccade.errors import BundleError, ExportError, MissingDependency, UsageError
 
 if TYPE_CHECKING:
+    import onnx
+
     from saccade.engines.islands import Difference, Search
 
 MARGIN = 2.0  # rounding in another order, and noise floors that were lucky
 LEAST = 4.0  # unit roundoffs of an output's largest value
+FEATURE = 32.0  # the same of the maps that a detector reads boxes and scores from: no noise floor is known
 FLOAT32_ROUNDOFF = 2.0**-24
 BATCH = 8
 RULE = (
@@ -109,12 +112,17 @@ def _convert(
     from saccade.engines.graphs import write_graphs
     from saccade.engines.islands import search
     from saccade.engines.precision import PASSES, PRECISIONS
+    from saccade.engines.precision import convert as convert_graph
 
-    source = bundle.graphs[key].files["source"]
-    held = [with_tolerances(sample, PRECISIONS[precision].roundoff) for sample in samples]
-    found = search(onnx.load(source), precision, held, progress)
+    path = bundle.graphs[key].files["source"]
+    source = onnx.load(path)
+    features = _features(source)
+    watched = _watched(source, features)
+    held = _held(watched, features, samples, PRECISIONS[precision].roundoff)
+    found = search(watched, precision, held, progress)
+    converted = convert_graph(source, precision, list(found.measured))
     name = f"{key}.{precision}"
-    written = write_graphs({name: found.converted.model}, folder, f"{name}.bin")[name]
+    written = write_graphs({name: converted.model}, folder, f"{name}.bin")[name]
     files = {precision: f"graphs/{written['source'].path.name}"}
     passes: dict[str, tuple[str, ...]] = {files[precision]: PASSES}
     if "inlined" in written:
@@ -124,14 +132,53 @@ def _convert(
         }
         passes[f"graphs/{inlined.path.name}"] = (*PASSES, *inlined.passes)
     record = {
-        "source_sha256": bundles.sha256(source),
+        "source_sha256": bundles.sha256(path),
         "precision": precision,
         "tolerances": {row.output: row.tolerance for row in found.differences},
     }
     derived = {path: {**record, "passes": list(made)} for path, made in passes.items()}
     progress(f"comparing {precision} with float32")
-    evidence = _evidence(found, precision, held, {each.path.name: each.path for each in written.values()})
+    paths = {each.path.name: each.path for each in written.values()}
+    evidence = _evidence(found, precision, held, paths, features)
     return _Made(files, derived, evidence)
+
+
+def _features(source: onnx.ModelProto) -> list[str]:
+    """What stands for the answers of a detector, which are choices; nothing for other graphs."""
+    import onnx_ir as ir
+
+    from saccade.engines.passes.coordinates import coordinate_sources
+
+    return coordinate_sources(ir.from_proto(source).graph)
+
+
+def _watched(model: onnx.ModelProto, features: Sequence[str]) -> onnx.ModelProto:
+    """`model`, with `features` among its outputs."""
+    from saccade.engines.passes.outputs import with_outputs
+
+    if not features:
+        return model
+    return with_outputs(model, [*(value.name for value in model.graph.output), *features])
+
+
+def _held(
+    watched: onnx.ModelProto, features: Sequence[str], samples: Sequence[Sample], roundoff: float
+) -> list[Sample]:
+    """`samples` with tolerances; for a detector, of its features in float32."""
+    from saccade.engines.scratch import opened
+
+    if not features:
+        return [with_tolerances(sample, roundoff) for sample in samples]
+    held = []
+    with opened(watched) as engine:
+        for sample in samples:
+            answers = engine.run(sample.inputs)
+            outputs = {name: answers[name] for name in features}
+            tolerances = {
+                name: FEATURE * roundoff * float(np.abs(each).max()) for name, each in outputs.items()
+            }
+            held.append(Sample(sample.inputs, outputs, tolerances))
+    return held
 
 
 def with_tolerances(sample: Sample, roundoff: float) -> Sample:
@@ -147,7 +194,11 @@ def with_tolerances(sample: Sample, roundoff: float) -> Sample:
 
 
 def _evidence(
-    found: Search, precision: str, samples: Sequence[Sample], files: Mapping[str, Path]
+    found: Search,
+    precision: str,
+    samples: Sequence[Sample],
+    files: Mapping[str, Path],
+    features: Sequence[str],
 ) -> dict[str, Any]:
     """What verify.json says of one graph in one precision; ExportError where a written file differs."""
     import onnx
@@ -157,7 +208,10 @@ def _evidence(
 
     rows = [{"file": name, **_row(each)} for name in list(files)[:1] for each in found.differences]
     for name, path in list(files.items())[1:]:
-        rows += [{"file": name, **_row(each)} for each in compare(emulate(onnx.load(path), OPSET), samples)]
+        rows += [
+            {"file": name, **_row(each)}
+            for each in compare(emulate(_watched(onnx.load(path), features), OPSET), samples)
+        ]
     wrong = next((row for row in rows if not row["agrees"]), None)
     if wrong is not None:
         raise ExportError(
@@ -169,7 +223,7 @@ def _evidence(
         islands.setdefault(reason, []).append(node)
     return {
         "precision": precision,
-        "tolerance": RULE,
+        "tolerance": f"{FEATURE:g} unit roundoffs of the largest value" if features else RULE,
         "arithmetic": "emulated: float32 in ONNX Runtime on the CPU, every weight and result rounded",
         "comparisons": rows,
         "float32_nodes": islands,

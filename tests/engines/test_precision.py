@@ -7,11 +7,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from saccade.engines.islands import OPSET
+from saccade.engines.passes.coordinates import coordinate_sources
 from saccade.engines.passes.rounding import emulate
 from saccade.engines.precision import PRECISIONS, convert
 from saccade.engines.scratch import opened
@@ -199,6 +201,7 @@ def test_boxes_and_what_ranks_them_stay_float32() -> None:
     assert set(made.islands.values()) == {"coordinates"}
     assert {"moved", "boxes4", "scores3", "ranked", "kept", "flat", "ordered"} <= set(made.islands)
     known = types(onnx.inliner.inline_local_functions(made.model))
+    assert coordinate_sources(ir.from_proto(model).graph) == ["map"]
     assert known["map"] == TensorProto.FLOAT16
     assert known["moved"] == known["ranked"] == TensorProto.FLOAT
 

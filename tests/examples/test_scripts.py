@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -107,6 +108,15 @@ def test_segment(tmp_path: Path) -> None:
     assert max(reached) - min(reached) < 0.5
     with Image.open(tmp_path / "aerial.png") as drawing:
         assert drawing.width == 1600
+
+
+@pytest.mark.slow
+def test_lower_precision(tmp_path: Path) -> None:
+    record = tmp_path / "kept.json"
+    short = ["deepmad", "--pictures", "20", "--strengths", "1", "--out", str(record)]
+    assert "bf16" in run("10_lower_precision.py", *short)
+    (row,) = json.loads(record.read_text())
+    assert row["agreement"] == {"fp16": 1.0, "bf16": 1.0}
 
 
 def test_demo(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ EngineName = Annotated[
     typer.Option("--engine", metavar="NAME", help="auto, onnxruntime, openvino, tensorrt or reference."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")]
+PrecisionName = Annotated[
+    str, typer.Option("--precision", metavar="NAME", help="fp32, or one that `saccade convert` added.")
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads (default: all).")
 ]

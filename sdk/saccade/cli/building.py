@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from saccade.cli.app import AsJson, BundleName, app, untrained_mark
+from saccade.cli.app import AsJson, BundleName, PrecisionName, app, untrained_mark
 from saccade.errors import UsageError
 from saccade.terminal import new_table, out, print_json, working
 
@@ -144,9 +144,7 @@ def verify(
         list[str] | None,
         typer.Option("--engine", metavar="NAME", help="Repeatable (default: every installed engine)."),
     ] = None,
-    precision: Annotated[
-        str, typer.Option(metavar="NAME", help="fp32, or one that `saccade convert` added.")
-    ] = "fp32",
+    precision: PrecisionName = "fp32",
     layers: Annotated[
         bool, typer.Option("--layers", help="Every layer: the first --engine beside the second.")
     ] = False,

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from saccade.cli.app import AsJson, BundleName, Device, EngineName, Threads, app, untrained_mark
+from saccade.cli.app import (
+    AsJson,
+    BundleName,
+    Device,
+    EngineName,
+    PrecisionName,
+    Threads,
+    app,
+    untrained_mark,
+)
 from saccade.errors import UsageError
 from saccade.media import VIDEO_SUFFIXES
 from saccade.terminal import counting, new_table, out, print_json
@@ -51,6 +60,7 @@ def predict(
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures per run.")] = 8,
     engine: EngineName = "auto",
     device: Device = "cpu",
+    precision: PrecisionName = "fp32",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +75,7 @@ def predict(
     pictures = (
         _pictures([image for image in images if image not in videos]) if set(images) - set(videos) else {}
     )
-    with saccade.load(bundle, engine=engine, device=device, threads=threads) as loaded:
+    with saccade.load(bundle, engine, precision=precision, device=device, threads=threads) as loaded:
         predictor = _with_prompts(loaded, prompts)
         stream: Any = partial(predictor.stream, batch_size=batch, **_tile_option(predictor, tile))
         table = new_table("picture", "result")
@@ -108,6 +118,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures per run.")] = 16,
     engine: EngineName = "auto",
     device: Device = "cpu",
+    precision: PrecisionName = "fp32",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -118,7 +129,7 @@ def evaluate(
     from saccade.evaluation import evaluate as measure
 
     with (
-        saccade.load(bundle, engine=engine, device=device, threads=threads) as predictor,
+        saccade.load(bundle, engine, precision=precision, device=device, threads=threads) as predictor,
         counting("evaluating") as advance,
     ):
         given = {"annotations": annotations, "first_label": first_label}
