@@ -3,7 +3,7 @@
     python docs/tables.py
 
 A status is one of the four words of the README, per model, for the full-size graph: *executed* on CPU where
-exports.json has a verified export, *built by TensorRT for RTX* where tensorrt_rtx_layers.json has a build,
+exports.json has a verified export, *built by TensorRT for RTX* where tensorrt_rtx_layers.json or tensorrt_rtx_builds.json has a build,
 *unverified* where the record is missing. A test holds the files to this.
 """
 
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("executed", "built by TensorRT for RTX", "API-checked", "unverified")
 LEAST_SIGNAL = 20  # tolerances between the outputs of two pictures
 RESULTS = ROOT / "benchmarks" / "results"
+_SHOWN = 7  # names of a family in the README
 
 
 def main() -> None:
@@ -54,8 +55,9 @@ def _families(cards: Sequence[Card]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for family in dict.fromkeys(card.family for card in cards):
         group = [card for card in cards if card.family == family]
-        names = ", ".join(f"`{card.name}`" for card in group)
-        yield f"| {family} | {names} | {_summary(group, 'cpu')} | {_summary(group, 'tensorrt')} |"
+        names = [f"`{card.name}`" for card in group[:_SHOWN]]
+        names += [f"{len(group) - _SHOWN} more"] if len(group) > _SHOWN else []
+        yield f"| {family} | {', '.join(names)} | {_summary(group, 'cpu')} | {_summary(group, 'tensorrt')} |"
 
 
 def _summary(cards: Sequence[Card], where: str) -> str:
@@ -96,12 +98,13 @@ def _recorded() -> dict[str, dict[str, str]]:
     exports = _record("exports.json")
     executed = [row["model"] for row in exports if not row["error"] and row["signal"] >= LEAST_SIGNAL]
     built = [row["model"] for row in _record("tensorrt_rtx_layers.json") if row["built"]]
+    built += [row["model"] for row in _record("tensorrt_rtx_builds.json", "rows") if row["layers"]]
     return {"cpu": dict.fromkeys(executed, WORDS[0]), "tensorrt": dict.fromkeys(built, WORDS[1])}
 
 
-def _record(name: str) -> list[dict[str, Any]]:
-    models: list[dict[str, Any]] = json.loads((RESULTS / name).read_text(encoding="utf-8"))["models"]
-    return models
+def _record(name: str, key: str = "models") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((RESULTS / name).read_text(encoding="utf-8"))[key]
+    return rows
 
 
 if __name__ == "__main__":
