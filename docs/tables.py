@@ -3,8 +3,8 @@
     python docs/tables.py
 
 A status is one of the four words of the README, per model, for the full-size graph: *executed* on CPU where
-exports.json has a verified export, *built by TensorRT for RTX* where tensorrt_rtx_layers.json or tensorrt_rtx_builds.json has a build,
-*unverified* where the record is missing. A test holds the files to this.
+exports.json has a verified export, *built by TensorRT for RTX* where tensorrt_rtx_layers.json or
+tensorrt_rtx_builds.json has a build, *unverified* where neither is so. A test holds the files to this.
 """
 
 from __future__ import annotations
