@@ -11,6 +11,7 @@ Everything runs by emulation (`passes.rounding`) in ONNX Runtime on the CPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from saccade.engines.conformance import Sample
+from saccade.engines.conformance import Difference, Sample
 from saccade.engines.engine import Arrays
 from saccade.engines.passes.rounding import emulate
 from saccade.engines.precision import FLOAT, Converted, convert, convertible, precision_named, typed
@@ -28,20 +29,6 @@ from saccade.errors import ExportError
 HEADROOM = 8.0  # how many times larger the numbers of other pictures may be
 OPSET = 20  # of what is run here
 _TWIN = "{}@rounded"
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One output over all samples: the largest absolute difference seen, and the largest accepted."""
-
-    output: str
-    largest: float
-    tolerance: float
-
-    @property
-    def agrees(self) -> bool:
-        """False also for NaN."""
-        return self.largest <= self.tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +103,18 @@ def _least(meets: Callable[[int], bool], least: int, most: int) -> int | None:
 
 
 def compare(model: onnx.ModelProto, samples: Sequence[Sample]) -> tuple[Difference, ...]:
-    """Run `model` in ONNX Runtime on all samples: one row per output."""
-    worst: dict[str, Difference] = {}
+    """Run `model` in ONNX Runtime on all samples: for every output the row worst for its tolerance."""
+    rows: dict[str, list[Difference]] = {}
     with opened(model) as engine:
         for sample in samples:
             for row in sample.differences(engine.run(sample.inputs)):
-                seen = worst.get(row.output)
-                # Written so that a NaN stays.
-                if seen is None or not row.largest <= seen.largest:
-                    worst[row.output] = Difference(row.output, row.largest, row.tolerance)
-    return tuple(worst.values())
+                rows.setdefault(row.output, []).append(row)
+    return tuple(max(each, key=_badness) for each in rows.values())
+
+
+def _badness(row: Difference) -> float:
+    """How many tolerances apart; NaN is worst."""
+    return row.largest / max(row.tolerance, 1e-30) if row.largest == row.largest else math.inf
 
 
 # --- what rounding does to each node ----------------------------------------------------------------------

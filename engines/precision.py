@@ -45,7 +45,8 @@ class Precision:
     """A floating-point type. roundoff: half the gap between 1 and the next number.
 
     smallest: the least positive number with all its digits. opset: the lowest in which ONNX's operators
-    have the type. tensorrt: its name in NVIDIA's operator table.
+    have the type. tensorrt: its name in NVIDIA's operator table. cpu_kernels: ONNX Runtime opens such graphs
+    on a CPU, and runs them in float32.
     """
 
     name: str
@@ -55,15 +56,18 @@ class Precision:
     smallest: float
     opset: int
     tensorrt: str
+    cpu_kernels: bool
 
 
 PRECISIONS: Mapping[str, Precision] = MappingProxyType(
     {
         each.name: each
         for each in (
-            Precision("fp16", ir.DataType.FLOAT16, 2.0**-11, 65504.0, 2.0**-14, 20, "FP16"),
+            Precision("fp16", ir.DataType.FLOAT16, 2.0**-11, 65504.0, 2.0**-14, 20, "FP16", True),
             # Conv and HardSwish have it since opset 22, which changes nothing else that exports use.
-            Precision("bf16", ir.DataType.BFLOAT16, 2.0**-8, 2.0**127 * (2 - 2.0**-7), 2.0**-126, 22, "BF16"),
+            Precision(
+                "bf16", ir.DataType.BFLOAT16, 2.0**-8, 2.0**127 * (2 - 2.0**-7), 2.0**-126, 22, "BF16", False
+            ),
         )
     }
 )

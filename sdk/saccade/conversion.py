@@ -25,7 +25,8 @@ from saccade.errors import BundleError, ExportError, MissingDependency, UsageErr
 if TYPE_CHECKING:
     import onnx
 
-    from saccade.engines.islands import Difference, Search
+    from saccade.engines.conformance import Difference
+    from saccade.engines.islands import Search
 
 MARGIN = 2.0  # rounding in another order, and noise floors that were lucky
 LEAST = 4.0  # unit roundoffs of an output's largest value
@@ -134,7 +135,7 @@ def _convert(
     record = {
         "source_sha256": bundles.sha256(path),
         "precision": precision,
-        "tolerances": {row.output: row.tolerance for row in found.differences},
+        "tolerances": held[0].tolerances,
     }
     derived = {path: {**record, "passes": list(made)} for path, made in passes.items()}
     progress(f"comparing {precision} with float32")
@@ -205,18 +206,21 @@ def _evidence(
 
     from saccade.engines.islands import OPSET, compare
     from saccade.engines.passes.rounding import emulate
+    from saccade.engines.precision import PRECISIONS
 
-    rows = [{"file": name, **_row(each)} for name in list(files)[:1] for each in found.differences]
-    for name, path in list(files.items())[1:]:
-        rows += [
-            {"file": name, **_row(each)}
-            for each in compare(emulate(_watched(onnx.load(path), features), OPSET), samples)
-        ]
+    first = next(iter(files))
+    rows = [_row(first, "emulated", each) for each in found.differences]
+    for name, path in files.items():
+        model = _watched(onnx.load(path), features)
+        if name != first:
+            rows += [_row(name, "emulated", each) for each in compare(emulate(model, OPSET), samples)]
+        if PRECISIONS[precision].cpu_kernels:
+            rows += [_row(name, "onnxruntime", each) for each in compare(model, samples)]
     wrong = next((row for row in rows if not row["agrees"]), None)
     if wrong is not None:
         raise ExportError(
-            f"{wrong['file']}: {wrong['output']!r} differs by {wrong['difference']}, tolerance "
-            f"{wrong['tolerance']:.3g}; nothing was written"
+            f"{wrong['file']}, {wrong['arithmetic']}: {wrong['output']!r} differs by {wrong['difference']}, "
+            f"tolerance {wrong['tolerance']:.3g}; nothing was written"
         )
     islands: dict[str, list[str]] = {}
     for node, reason in found.converted.islands.items():
@@ -224,7 +228,6 @@ def _evidence(
     return {
         "precision": precision,
         "tolerance": f"{FEATURE:g} unit roundoffs of the largest value" if features else RULE,
-        "arithmetic": "emulated: float32 in ONNX Runtime on the CPU, every weight and result rounded",
         "comparisons": rows,
         "float32_nodes": islands,
         "measured": [
@@ -332,9 +335,12 @@ def _answered(bundle: Bundle, key: str, feeds: Sequence[Mapping[str, Any]]) -> l
         return [Sample(feed, engine.run(feed), floors) for feed in feeds]
 
 
-def _row(difference: Difference) -> dict[str, Any]:
+def _row(file: str, arithmetic: str, difference: Difference) -> dict[str, Any]:
+    """arithmetic: "emulated", or "onnxruntime", which computes in float32 whatever the file says."""
     finite = np.isfinite(difference.largest)
     return {
+        "file": file,
+        "arithmetic": arithmetic,
         "output": difference.output,
         "difference": difference.largest if finite else None,
         "tolerance": difference.tolerance,
