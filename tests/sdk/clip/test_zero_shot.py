@@ -265,3 +265,16 @@ def test_nvidia_parses_both_graphs(bundle: Path) -> None:
     for graph in ("image", "text"):
         verdict = parser.judge(bundle / "graphs" / f"{graph}.onnx", build=False)
         assert verdict.parsed, verdict.errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobileclip_s2", "clip_vit_b_16"])
+def test_full_size_bundles(name: str, tmp_path: Path, noise: np.ndarray[Any, Any]) -> None:
+    """Both towers at full size: exported, compared with the module, parsed by NVIDIA, loaded."""
+    exported = export_bundle(name, None, tmp_path / "out", random=True, config={"text": True})
+    assert exported.graphs["text"].inputs[0].shape == ("batch", 77)
+    for graph in ("image", "text"):
+        verdict = parser.judge(exported.graphs[graph].files["source"], build=False)
+        assert verdict.parsed, verdict.errors
+    with saccade.load(exported.path, prove=True) as classify:
+        assert classify(noise, ["a dog", "a cat"]).untrained
