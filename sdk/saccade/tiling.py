@@ -9,7 +9,7 @@ and it does not join neighbours, since each tile saw both of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -81,8 +81,8 @@ def merge(parts: Sequence[tuple[Tile, Detections]], size_hw: tuple[int, int]) ->
     # A network ends the box of a cut object near the seam, not on it.
     pairs = _compare(np.where(cut_sides, edges[owners], boxes), edges, owners, cut)
     groups = _groups(pairs.of_one_class(found.indices), owners)
-    contradicted = pairs.contradicted(found.indices, cut)
-    kept = [group for group in groups if len(group) > 1 or not contradicted[group[0]]]
+    against = pairs.contradictions(found.indices, owners, cut)
+    kept = [group for group in groups if not cut[group].all() or not _is_contradicted(group, against, owners)]
     return _joined(found, kept, cut)
 
 
@@ -103,13 +103,25 @@ class _Pairs:
         order = same[np.argsort(-self.likeness[same], kind="stable")]
         return list(zip(self.first[order].tolist(), self.second[order].tolist(), strict=True))
 
-    def contradicted(self, classes: NDArray[np.int64], cut: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(n,): cut ones that cover the same ground as a whole one of another class."""
-        found = np.zeros(len(cut), np.bool_)
+    def contradictions(
+        self, classes: NDArray[np.int64], owners: NDArray[np.int64], cut: NDArray[np.bool_]
+    ) -> dict[int, set[int]]:
+        """By row of a cut one: the tiles that see a whole one of another class on its ground."""
+        found: dict[int, set[int]] = {}
         other = (classes[self.first] != classes[self.second]) & (self.likeness > 1)
         for piece, whole in ((self.first, self.second), (self.second, self.first)):
-            found[piece[other & cut[piece] & ~cut[whole]]] = True
+            rows = other & cut[piece] & ~cut[whole]
+            for row, tile in zip(piece[rows].tolist(), owners[whole[rows]].tolist(), strict=True):
+                found.setdefault(row, set()).add(tile)
         return found
+
+
+def _is_contradicted(
+    group: Sequence[int], against: Mapping[int, set[int]], owners: NDArray[np.int64]
+) -> bool:
+    """Whether a tile says otherwise that has seen nothing of this object."""
+    seen_by = set(owners[group].tolist())
+    return any(against.get(row, set()) - seen_by for row in group)
 
 
 def _starts(side: int, size: int, overlap: int) -> list[int]:

@@ -165,6 +165,25 @@ def test_a_piece_taken_for_another_class_gives_way_to_the_whole() -> None:
     assert merge([(first, cut), (second, seen_whole[:0])], (80, 136)).labels == ("dog",)
 
 
+def test_a_piece_that_two_tiles_take_for_another_class_gives_way_too() -> None:
+    """Its lower end is all that the two lower tiles see of the object, and both see a dog."""
+    upper, *lower = Tile(20, 0, 100, 80), Tile(0, 56, 80, 136), Tile(40, 56, 120, 136)
+    whole, end = (45, 40, 75, 76), (45, 56, 75, 76)
+
+    def single(tile: Tile, box: tuple[int, ...], index: int) -> tuple[Tile, Detections]:
+        corner = np.array([tile.left, tile.top] * 2, np.float32)
+        score = np.array([0.9], np.float32)
+        boxes = np.array([box], np.float32) - corner
+        return tile, Detections(boxes, score, (LABELS[index],), np.array([index]), (80, 80))
+
+    pieces = [single(tile, end, 1) for tile in lower]
+    assert merge([single(upper, whole, 0), *pieces], (136, 120)).labels == ("cat",)
+    assert merge(pieces, (136, 120)).labels == ("dog",)
+    # A dog that some tile sees whole is there, whatever stands in front of it.
+    dog = single(Tile(30, 40, 110, 120), end, 1)
+    assert sorted(merge([single(upper, whole, 0), *pieces, dog], (136, 120)).labels) == ["cat", "dog"]
+
+
 def test_detections_of_one_tile_are_left_as_they_are() -> None:
     truth = [(10, 10, 40, 40, 0), (12, 12, 42, 42, 0)]
     tile = Tile(0, 0, SIZE_HW[1], SIZE_HW[0])
