@@ -120,7 +120,9 @@ class _Unexportable(nn.Module):
 
 
 def test_unexportable_module_says_why() -> None:
-    with pytest.raises(ExportError, match=r"odd could not be exported with inputs \[\(2, 3, 32, 32\)\]: Failed"):
+    with pytest.raises(
+        ExportError, match=r"odd could not be exported with inputs \[\(2, 3, 32, 32\)\]: Failed"
+    ):
         export_graph(_Unexportable(), [picture((32, 32))], name="odd")
 
 
