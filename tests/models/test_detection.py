@@ -243,10 +243,11 @@ def test_a_detector_has_no_feature_maps() -> None:
     ("name", "form"),
     [
         ("mask_rcnn_stvit_r_swin_tiny", "native"),
-        pytest.param("mask_rcnn_stvit_r_swin_tiny", "separable", marks=pytest.mark.slow),
-        pytest.param("cascade_mask_rcnn_swin_tiny", "native", marks=pytest.mark.slow),
+        ("mask_rcnn_stvit_r_swin_tiny", "separable"),
+        ("cascade_mask_rcnn_swin_tiny", "native"),
     ],
 )
+@pytest.mark.slow
 def test_one_graph_serves_every_size(name: str, form: str) -> None:
     model = _small(name, roi_align=form)
     free = {"image": {0: "batch", 2: "height", 3: "width"}, "size_hw": {0: "batch"}}
