@@ -4,7 +4,9 @@
 
 PYTHON ?= python3
 PY ?= .venv/bin/python
-PYTEST := $(PY) -m pytest -p no:cacheprovider
+# Two processes of one thread each: threads of several processes on the same cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -p no:cacheprovider
+TWICE := -n 2 --dist loadfile
 OUT ?= demo-output
 
 # An environment of your own is used as it is; only .venv is made here.
@@ -50,10 +52,10 @@ fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not gpu" tests/sdk tests/test_imports.py tests/test_public_api.py
 
 test: $(INSTALLED)
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) $(TWICE) -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) $(TWICE) -m "slow and not gpu"
 
 test-gpu: $(INSTALLED)
 	$(PYTEST) -m gpu
