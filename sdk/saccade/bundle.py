@@ -82,7 +82,9 @@ def sample_of(bundle: Bundle, name: str, precision: str = "fp32") -> Sample:
     """What the graph `name` answered when it was exported, with the tolerances of `precision`."""
     graph = graph_in(bundle, name, precision)
     if graph.sample is None:
-        raise BundleError(f"{bundle.path} has no sample of its graph {name!r}: export the bundle again")
+        raise BundleError(
+            f"{bundle.path} has no sample, no conformance.npz, of its graph {name!r}: export the bundle again"
+        )
     sample = read_sample(graph.sample)
     if precision in _FLOAT32:
         return sample
