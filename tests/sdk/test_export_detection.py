@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import saccade
-from saccade import CheckpointError, ExportError, UsageError
+from saccade import CheckpointError, ExportError, UsageError, cli
 from saccade.bundle import Bundle
 from saccade.engines.conformance import read_sample
 from saccade.export import export_bundle
 from saccade.models import create
 from saccade.verification import verify
+from saccade.video import write_video
 
 NAME = "mask_rcnn_swin_tiny"
 SMALL: dict[str, Any] = {
@@ -43,6 +46,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )
 
 
+@pytest.mark.slow
 def test_the_graph_takes_any_size_and_number_of_pictures(bundle: Bundle) -> None:
     graph = bundle.graphs["model"]
     assert {spec.name: spec.shape for spec in graph.inputs} == {
@@ -59,6 +63,7 @@ def test_the_graph_takes_any_size_and_number_of_pictures(bundle: Bundle) -> None
     onnx.checker.check_model(graph.files["source"], full_check=True)
 
 
+@pytest.mark.slow
 def test_every_engine_was_compared_and_agreed(bundle: Bundle) -> None:
     rows = json.loads((bundle.path / "verify.json").read_text())["comparisons"]
     assert {(row["engine"], row["output"], row["batch"]) for row in rows} == {
@@ -72,6 +77,7 @@ def test_every_engine_was_compared_and_agreed(bundle: Bundle) -> None:
     assert all(row["tolerance"] < 0.1 for row in boxes), boxes
 
 
+@pytest.mark.slow
 def test_the_sample_has_objects_and_repeats(bundle: Bundle) -> None:
     path = bundle.graphs["model"].sample
     assert path is not None
@@ -81,6 +87,7 @@ def test_the_sample_has_objects_and_repeats(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.slow
 def test_it_predicts_and_proves_itself(bundle: Bundle, engine: str) -> None:
     pictures = [np.random.default_rng(n).integers(0, 256, (90, 120 + n, 3), dtype=np.uint8) for n in range(3)]
     with saccade.load(bundle.path, engine=engine, prove=True) as detect:
@@ -96,6 +103,7 @@ def test_it_predicts_and_proves_itself(bundle: Bundle, engine: str) -> None:
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (5, 9), (20_000, 3), (3, 20_000), (1200, 900)])
+@pytest.mark.slow
 def test_pictures_of_any_shape_get_an_answer(bundle: Bundle, size_hw: tuple[int, int]) -> None:
     """Smaller than a window, and so long that one side is a single pixel."""
     with saccade.load(bundle.path) as detect:
@@ -105,6 +113,7 @@ def test_pictures_of_any_shape_get_an_answer(bundle: Bundle, size_hw: tuple[int,
     assert (found.boxes_xyxy <= np.array(size_hw[::-1] * 2)).all()
 
 
+@pytest.mark.slow
 def test_an_engine_that_differs_does_not_prove_itself(bundle: Bundle) -> None:
     path = bundle.graphs["model"].sample
     assert path is not None
@@ -121,6 +130,39 @@ def test_an_engine_that_differs_does_not_prove_itself(bundle: Bundle) -> None:
         wrong[name][0, row] += change
         differing = [each.output for each in sample.differences(wrong) if not each.agrees]
         assert differing == [name]
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_pictures_folders_videos_and_tiles(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 96, 128, 3), dtype=np.uint8)
+    (tmp_path / "folder").mkdir()
+    Image.fromarray(frames[0]).save(tmp_path / "one.png")
+    Image.fromarray(frames[1]).save(tmp_path / "folder" / "two.png")
+    write_video(tmp_path / "three.mp4", frames)
+    images = [tmp_path / name for name in ("one.png", "folder", "three.mp4")]
+    options = ["--json", "--tile", "96,32", "--out", tmp_path / "drawn"]
+    monkeypatch.setattr(sys, "argv", ["saccade", "predict", *map(str, [bundle.path, *images, *options])])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("picture", line.get("frame")) for line in lines] == [
+        str(tmp_path / "one.png"),
+        str(tmp_path / "folder" / "two.png"),
+        0,
+        1,
+        2,
+    ]
+    assert all(line["untrained"] and line["size_hw"] == [96, 128] for line in lines)
+    assert any(line["detections"] for line in lines)
+    assert sorted(path.name for path in (tmp_path / "drawn").rglob("*.*")) == [
+        "one.png.png",
+        "three.mp4",
+        "two.png.png",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +197,7 @@ def test_a_missing_mask_head_is_refused_where_masks_are_asked_for(
         export(tmp_path, boxes, config={"backbone": SMALL["backbone"], "masks": True})
 
 
+@pytest.mark.slow
 def test_weights_that_find_nothing_are_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     """A comparison of nothing with nothing would prove nothing."""
     blind = {key: torch.zeros_like(value) if "fc_cls" in key else value for key, value in state.items()}
