@@ -161,8 +161,7 @@ def _predictor(
 
 def _predictor_class(task: str, name: str) -> type[Predictor[Any]]:
     if task not in PREDICTORS:
-        hint = ": export it again with --classes FILE, to classify" if task == "embedding" else ""
-        raise UsageError(f"{name} is made for {task}; there are predictors for {', '.join(PREDICTORS)}{hint}")
+        raise UsageError(f"{name} is made for {task}; there are predictors for {', '.join(PREDICTORS)}")
     module, cls = PREDICTORS[task].split(":")
     predictor: type[Predictor[Any]] = getattr(importlib.import_module(module), cls)
     return predictor

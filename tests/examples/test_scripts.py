@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from digits import contrastive, detector, nets, segmentation
+from digits import bundles, contrastive, detector, nets, segmentation
 from saccade import bundle
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -136,3 +136,26 @@ def test_demo_detects(tmp_path: Path) -> None:
     assert found.card.labels[4] == "four"
     with Image.open(tmp_path / "demo-detected.png") as sheet:
         assert sheet.width > 600
+
+
+@pytest.fixture(scope="module")
+def detector_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("detector") / "digits-detector"
+    return str(bundles.export_detector(detector.NET, folder).path)
+
+
+@pytest.mark.slow
+def test_track_video(detector_bundle: str, tmp_path: Path) -> None:
+    video = tmp_path / "tracked.mp4"
+    run("11_track_video.py", detector_bundle, "--frames", "12", "--out", str(video))
+    assert video.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_large_image(detector_bundle: str, tmp_path: Path) -> None:
+    drawing = tmp_path / "large.png"
+    said = run("12_large_image.py", detector_bundle, "--out", str(drawing))
+    whole, tiled = (int(count) for count in re.findall(r": (\d+) of \d+ digits", said))
+    assert tiled > whole
+    with Image.open(drawing) as picture:
+        assert picture.width == 1600

@@ -329,8 +329,8 @@ def test_a_card_that_does_not_fit_the_graph_is_refused(tmp_path: Path, card: Any
 
 
 def test_a_task_without_a_predictor_is_refused(tmp_path: Path) -> None:
-    card = dataclasses.replace(tiny.CARD, task="embedding")
-    with pytest.raises(UsageError, match="--classes"):
+    card = dataclasses.replace(tiny.CARD, task="features")
+    with pytest.raises(UsageError, match="made for features; there are predictors for classification, embed"):
         saccade.load(tiny.write_bundle(tmp_path / "tower", card).path)
 
 

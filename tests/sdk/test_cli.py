@@ -82,8 +82,8 @@ def test_models(run: Any) -> None:
     assert "stvit_r_swin_small" in table.out
     cards = run("models", "--json").json
     assert {"deepmad_r18", "tiny_vit_21m_224", "mobileclip_s2", "nvit"} <= {card["name"] for card in cards}
-    some = run("models", "deepmad", "--json").json
-    assert {card["family"] for card in some} == {"deepmad"}
+    some = run("models", "revit", "--json").json
+    assert {card["family"] for card in some} == {"nvit"}
 
 
 def test_models_lines_are_not_folded_off_a_terminal(run: Any) -> None:
