@@ -143,7 +143,9 @@ def _gather_then_project(
     padding = below + rows * q_window - height, right + columns * q_window - width
     mask = _pad_mask((rows * k_stride, columns * k_stride), padding, k_window, k_stride, k_before)
     q, k, v = (t.unflatten(-1, (block.attn.heads, -1)).transpose(2, 3) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(2, 3).flatten(-2)
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    weights = (logits if mask is None else logits + mask).softmax(-1)
+    out = (weights @ v).transpose(2, 3).flatten(-2)
     grid = out.unflatten(2, (q_window, q_window)).unflatten(1, (rows, columns)).permute(0, 1, 3, 2, 4, 5)
     return grid.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
