@@ -143,6 +143,23 @@ def test_boxes_only() -> None:
     assert found.masks is None
 
 
+def test_a_graph_of_one_size_takes_pictures_of_any() -> None:
+    """As of a plain vision transformer, whose position table fixes the size: all are padded to it."""
+    engine = BlobEngine()
+    engine.inputs["image"] = TensorSpec("image", "float32", ("batch", 3, 96, 96))
+    square = dataclasses.replace(
+        CARD.preprocessing, input_size_hw=(96, 96), resize_hw=(96, 96), pad_multiple=96
+    )
+    detect = detector(engine, dataclasses.replace(CARD, preprocessing=square))
+    for found, image in zip(
+        detect([picture((64, 96), TWO), picture((96, 50), TWO[:1])]), (TWO, TWO[:1]), strict=True
+    ):
+        check(found, image, 0)
+    assert engine.batches == [2]
+    with pytest.raises(BundleError, match="the graph takes"):
+        detector(engine)
+
+
 class Broken(BlobEngine):
     """Gives what no sound engine gives."""
 
