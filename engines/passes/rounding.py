@@ -46,7 +46,7 @@ _MOVES = frozenset(
 
 
 def emulate(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """`model`, with inputs and outputs in float32, in float32 throughout: weights and results rounded.
+    """`model`, whose inputs are float32, in float32 throughout: weights and results rounded.
 
     Functions are inlined. Sums inside an operator are float32's, as they are in matrix units of GPUs.
     opset: of the result, which needs no types that came later.
@@ -83,7 +83,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) 
     widened = ir.node("Cast", [rounded.outputs[0]], {"to": FLOAT})
     result, name = widened.outputs[0], value.name
     result.shape, result.type = value.shape, value.type
-    ir.convenience.replace_all_uses_with(value, result)
+    ir.convenience.replace_all_uses_with(value, result, replace_graph_outputs=True)
     if is_cast:
         graph.insert_before(node, [rounded, widened])
         graph.remove(node, safe=True)
