@@ -69,6 +69,29 @@ def test_a_dict_can_replace_the_base_s(tmp_path: Path) -> None:
     assert read(path) == {"model": {"backbone": {"type": "B", "new": {"x": 1}}, "neck": {"n": 1}}}
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a = {{_base_.size}}", {"a": (1, 2)}),
+        ("a = dict(b='{{ _base_.size }}')", {"a": {"b": (1, 2)}}),
+        ("a = _base_.data.steps[1].size", {"a": 5}),
+        ("a = [*_base_.data['steps'], 1]", {"a": [{"type": "Load"}, {"size": 5}, 1]}),
+        ("_base_.data.steps[1].size = 6", {"data": {"steps": [{"type": "Load"}, {"size": 6}]}}),
+        ("_base_.size = _base_.size + (3,)", {"size": (1, 2, 3)}),
+        (
+            "_base_.data.new = 1\ndata = dict(new=2)",
+            {"data": {"steps": [{"type": "Load"}, {"size": 5}], "new": 2}},
+        ),
+    ],
+)
+def test_a_file_refers_to_its_bases(tmp_path: Path, text: str, expected: dict[str, Any]) -> None:
+    base = {"size": (1, 2), "data": {"steps": [{"type": "Load"}, {"size": 5}]}}
+    path = write(
+        tmp_path, base=f"size = {base['size']}\ndata = {base['data']}", child=f"_base_ = 'base.py'\n{text}"
+    )
+    assert read(path) == base | expected
+
+
 def test_bases_have_bases_beside_themselves(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     write(tmp_path / "deep", first="a = 1", second="_base_ = ['first.py']\nb = 2")
@@ -105,9 +128,12 @@ def test_a_program_is_refused_by_its_line(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a = {{_base_.b}}", "a reference to a variable of the base"),
-        ("a = '{{_base_.b}}'", "a reference to a variable of the base"),
-        ("a = _base_.b", "a reference to a variable of the base"),
+        ("a = {{_base_.b}}", "not in the base"),
+        ("_base_ = 'one.py'\na = '{{_base_.b}}'", "line 2: .* is not in the base"),
+        ("_base_ = 'one.py'\na = _base_.a.b", "not in the base"),
+        ("_base_ = 'one.py'\n_base_.a.b = 1", "not in the base"),
+        ("a = '{{ fileDirname }}'", "not plain data"),
+        ("a = '{{ ) }}'", "not plain data"),
         ("from mmengine.config import read_base", "mmengine's style of imports"),
         ("with read_base():\n    from x import *", "mmengine's style of imports"),
         ("_base_ = 'missing.py'", "which .*config.py is based on, cannot be read"),

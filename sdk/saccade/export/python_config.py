@@ -1,13 +1,15 @@
 """Configuration files of mmdet and mmengine, which are Python, read without running them.
 
 What is understood: assignments of literals, lists, tuples, dicts, ``dict(...)``, earlier names, ``**``, sums,
-products and signs; and ``_base_``, merged as mmengine merges. Anything else is refused by its line. Running
-a file, by mmengine, takes `execute`.
+products and signs; ``_base_``, merged as mmengine merges, and what is in it: ``{{_base_.name}}``,
+``_base_.name[0]``, ``_base_.name.part = value``. Anything else is refused by its line. Running a file, by
+mmengine, takes `execute`.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +19,7 @@ from saccade.errors import MissingDependency, UsageError
 
 __all__ = ["execute", "read"]
 
-_BASE, _DELETE = "_base_", "_delete_"
+_DELETE = "_delete_"
 _LARGEST = 2**20  # bytes of a file, and elements of a repeated list
 
 
@@ -53,20 +55,26 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         raise UsageError(f"{path}{needed} cannot be read: {error.strerror}") from error
     except (SyntaxError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not Python: {error}") from error
-    own = _Reader(path).variables(tree)
+    reader = _Reader(path, lambda base: _read(base, (*children, path.resolve())))
+    own = reader.variables(tree)
+    return _merged(reader.base, own, path)
+
+
+def _inherited(names: Any, path: Path, read_base: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The variables of all bases of the file at `path`."""
     merged: dict[str, Any] = {}
-    for base in _bases(own.pop(_BASE, []), path):
-        content = _read(base, (*children, path.resolve()))
+    for base in _bases(names, path):
+        content = read_base(base)
         if twice := sorted(set(merged) & set(content)):
             raise UsageError(f"{path}: two of its bases have {twice[0]!r}; mmengine refuses that too")
         merged |= content
-    return _merged(merged, own, path)
+    return merged
 
 
 def _bases(value: Any, path: Path) -> list[Path]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{path}: {_BASE} is {value!r}; it must be a file name or a list of them")
+        raise UsageError(f"{path}: _base_ is {value!r}; it must be a file name or a list of them")
     for name in names:
         if "::" in name or "://" in name:
             raise UsageError(f"{path}: the base {name!r} is in another package: copy that file here")
@@ -106,15 +114,21 @@ _SIGNS: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {
 
 
 class _Reader:
-    """Evaluates what is plain data in one file."""
+    """Evaluates what is plain data in one file. base: the variables of its bases, as the file changed them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read_base: Callable[[Path], dict[str, Any]]) -> None:
+        self.base: dict[str, Any] = {}
         self._path = path
+        self._read_base = read_base
         self._names: dict[str, Any] = {}
 
     def variables(self, tree: ast.Module) -> dict[str, Any]:
         for statement in tree.body:
             match statement:
+                case ast.Assign(targets=[ast.Name(id="_base_")], value=value):
+                    self.base = _inherited(self._value(value), self._path, self._read_base)
+                case ast.Assign(targets=[ast.Attribute() | ast.Subscript() as target], value=value):
+                    self._change_base(target, self._value(value))
                 case ast.Assign(targets=targets, value=value) if all(
                     isinstance(t, ast.Name) for t in targets
                 ):
@@ -133,9 +147,7 @@ class _Reader:
     def _value(self, node: ast.expr) -> Any:
         match node:
             case ast.Constant(value=value):
-                if isinstance(value, str) and "{{" in value and _BASE in value:
-                    self._refuse(node, "a reference to a variable of the base")
-                return value
+                return self._quoted(node, value) if isinstance(value, str) and "{{" in value else value
             case ast.List(elts=entries):
                 return self._entries(entries)
             case ast.Tuple(elts=entries):
@@ -152,9 +164,47 @@ class _Reader:
                 return self._computed(node, _SIGNS.get(type(sign)), self._value(operand))
             case ast.BinOp(left=left, op=sign, right=right):
                 return self._computed(node, _OPERATORS.get(type(sign)), self._value(left), self._value(right))
-            case ast.Set() | ast.Attribute() | ast.Subscript() if _BASE in ast.unparse(node):
-                self._refuse(node, "a reference to a variable of the base")
+            case ast.Set(elts=[ast.Set(elts=[ast.Attribute() | ast.Subscript() as reference])]):
+                return self._of_base(reference)
+            case ast.Attribute() | ast.Subscript():
+                return self._of_base(node)
         self._refuse(node, "not plain data")
+
+    def _quoted(self, node: ast.expr, text: str) -> Any:
+        """What a string that is one reference, '{{_base_.name}}', stands for."""
+        inner = text.strip().removeprefix("{{").removesuffix("}}").strip()
+        try:
+            reference = ast.parse(inner, mode="eval").body
+        except SyntaxError:
+            self._refuse(node, "not plain data")
+        return self._of_base(ast.copy_location(reference, node))
+
+    def _of_base(self, node: ast.expr) -> Any:
+        """A copy of what ``_base_.name``, ``_base_.name.part`` or ``_base_.name[index]`` is."""
+        match node:
+            case ast.Name(id="_base_"):
+                return self.base
+            case ast.Attribute(value=owner, attr=key):
+                pass
+            case ast.Subscript(value=owner, slice=index):
+                key = self._value(index)
+            case _:
+                self._refuse(node, "not plain data")
+        try:
+            return copy.deepcopy(self._of_base(owner)[key])
+        except (KeyError, IndexError, TypeError):
+            self._refuse(node, "not in the base")
+
+    def _change_base(self, node: ast.Attribute | ast.Subscript, value: Any) -> None:
+        """``_base_.name.part = value``: the whole of `name` is written anew with the part changed."""
+        key = node.attr if isinstance(node, ast.Attribute) else self._value(node.slice)
+        owner = self._of_base(node.value)
+        try:
+            owner[key] = value
+        except (IndexError, TypeError):
+            self._refuse(node, "not in the base")
+        if isinstance(node.value, ast.Attribute | ast.Subscript):
+            self._change_base(node.value, owner)
 
     def _entries(self, nodes: list[ast.expr]) -> list[Any]:
         entries: list[Any] = []
