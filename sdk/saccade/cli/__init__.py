@@ -18,6 +18,7 @@ from saccade.cli import (  # noqa: F401 -- each adds its commands to the app
     looking,
     running,
     searching,
+    triton,
 )
 from saccade.cli.app import app
 from saccade.errors import SaccadeError

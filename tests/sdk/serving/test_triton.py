@@ -1,0 +1,404 @@
+"""`saccade triton`: what is written, as Triton's own messages read it, and what the real server answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http
+from google.protobuf import text_format
+from numpy.typing import NDArray
+from tests import every_task, triton_server
+from tests.every_task import PROMPTS, TASKS
+from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
+
+import saccade
+from saccade.batching import Limits
+from saccade.bundle import Bundle
+from saccade.cli import app
+from saccade.engines.tensorrt import plans
+from saccade.engines.tensorrt.gpu import Gpu
+from saccade.engines.tensorrt.options import BatchRange, BuildOptions, SizeRange
+from saccade.errors import UsageError
+from saccade.serving.triton import RepositoryOptions, write_repository
+
+SCORES = {"json": "TYPE_STRING 1"}
+BOXES = {
+    "json": "TYPE_STRING 1",
+    "boxes_xyxy": "TYPE_FP32 -1 4",
+    "scores": "TYPE_FP32 -1",
+    "indices": "TYPE_INT64 -1",
+    "count": "TYPE_INT32 1",
+    "size_hw": "TYPE_INT32 2",
+}
+MAP = {"json": "TYPE_STRING 1", "size_hw": "TYPE_INT32 2"}
+OUTPUTS: dict[str, dict[str, str]] = {
+    "classification": {**SCORES, "scores": "TYPE_FP32 10"},
+    "zero_shot": {**SCORES, "scores": "TYPE_FP32 3"},
+    "embedding": {**SCORES, "vector": "TYPE_FP32 24"},
+    "detection": BOXES,
+    "instance_segmentation": {**BOXES, "masks": "TYPE_BOOL -1 -1 -1"},
+    "semantic_segmentation": {**MAP, "labels": "TYPE_UINT8 -1 -1"},
+    "depth": {**MAP, "depth": "TYPE_FP32 -1 -1"},
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """A bundle of each task."""
+    folder = tmp_path_factory.mktemp("bundles")
+    return {task: every_task.write(task, folder / task) for task in TASKS}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "cache"))
+
+
+def options_for(task: str, **changes: Any) -> RepositoryOptions:
+    return RepositoryOptions(prompts=PROMPTS if task == "zero_shot" else (), **changes)
+
+
+def config(folder: Path) -> Any:
+    """config.pbtxt as Triton's own message; a field or value that it does not know is an error."""
+    message = model_config_pb2.ModelConfig()
+    text_format.Parse((folder / "config.pbtxt").read_text(), message)
+    assert message.name == folder.name
+    return message
+
+
+def listed(tensors: Any) -> dict[str, str]:
+    types = model_config_pb2.DataType.Name
+    return {each.name: " ".join([types(each.data_type), *map(str, each.dims)]) for each in tensors}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_models_take_pictures_and_ask_onnx_models(
+    task: str, small: dict[str, Bundle], tmp_path: Path
+) -> None:
+    limits = Limits(max_rows=4, max_delay_ms=1.5, max_queue_rows=32)
+    written = write_repository(
+        [small[task].path], tmp_path / "out", options_for(task, limits=limits, instances=2)
+    )
+    *engines, model = (config(each.path) for each in written)
+
+    assert model.backend == "python"
+    assert listed(model.input) == {"image": "TYPE_STRING 1"}
+    assert listed(model.output) == OUTPUTS[task]
+    for each in (model, *engines):
+        assert each.max_batch_size == 4
+        assert each.dynamic_batching.max_queue_delay_microseconds == 1500
+        assert each.dynamic_batching.default_queue_policy.max_queue_size == 32
+        (group,) = each.instance_group
+        assert (group.count, group.kind) == (2, group.KIND_CPU)
+
+    asked = [name for name in small[task].graphs if (task, name) != ("embedding", "text")]
+    assert [each.name for each in engines] == [f"small_{task}_{name}" for name in asked]
+    for name, engine in zip(asked, engines, strict=True):
+        assert engine.platform == "onnxruntime_onnx"
+        graph = small[task].graphs[name]
+        assert [each.name for each in engine.input] == [spec.name for spec in graph.inputs]
+        assert [each.name for each in engine.output] == [spec.name for spec in graph.outputs]
+        folder = tmp_path / "out" / engine.name / "1" / "model.onnx"
+        assert (folder / "model.onnx").read_bytes() == graph.files["source"].read_bytes()
+        assert (folder / f"{name}.bin").is_file()
+
+
+def test_free_sizes_and_tensors_of_the_batch_alone(small: dict[str, Bundle], tmp_path: Path) -> None:
+    write_repository([small["instance_segmentation"].path], tmp_path)
+    engine = config(tmp_path / "small_instance_segmentation_model")
+    assert listed(engine.input) == {"image": "TYPE_FP32 3 -1 -1", "size_hw": "TYPE_FP32 2"}
+    count = next(each for each in engine.output if each.name == "count")
+    assert list(count.dims) == [1]
+    assert count.HasField("reshape")
+    assert list(count.reshape.shape) == []
+
+
+def test_the_warm_up_is_the_conformance_sample(small: dict[str, Bundle], tmp_path: Path) -> None:
+    write_repository([small["detection"].path], tmp_path)
+    engine = config(tmp_path / "small_detection_model")
+    (request,) = engine.model_warmup
+    assert request.batch_size == 1
+    sample = np.load(small["detection"].path / "conformance.model.npz")
+    for name, tensor in request.inputs.items():
+        row = sample[f"input:{name}"][0]
+        assert list(tensor.dims) == list(row.shape)
+        content = (tmp_path / engine.name / "warmup" / tensor.input_data_file).read_bytes()
+        np.testing.assert_array_equal(np.frombuffer(content, np.float32).reshape(row.shape), row)
+
+
+def test_labels_serve_tritons_classification_extension(small: dict[str, Bundle], tmp_path: Path) -> None:
+    write_repository([small["classification"].path], tmp_path)
+    (scores,) = (each for each in config(tmp_path / "small_classification").output if each.name == "scores")
+    lines = (tmp_path / "small_classification" / scores.label_filename).read_text().splitlines()
+    assert tuple(lines) == small["classification"].card.labels
+
+
+def publish_plan(bundle: Bundle, capability: str, **changes: Any) -> bytes:
+    """Put a plan into the bundle, as a build does; its content is no engine."""
+    options = BuildOptions(
+        **{"batch": BatchRange(1, 2, 6), "size": SizeRange((32, 32), (64, 64), (96, 96)), **changes}
+    )
+    graph = bundle.graphs["model"]
+    content = f"plan for {capability} {options}".encode()
+    record = plans.Record(
+        bundle=bundle.name,
+        graph="model",
+        files={"graphs/model.onnx": bundle.files["graphs/model.onnx"]["sha256"]},
+        options=options,
+        version="10.16.1.11",
+        gpu=Gpu(f"GPU {capability}", capability, "13.1"),
+        binding="function",
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        layers=1,
+        working_types={},
+        engine_types=None,
+        device_bytes=None,
+        plan_sha256=hashlib.sha256(content).hexdigest(),
+        plan_bytes=len(content),
+        parse_seconds=0.0,
+        build_seconds=0.0,
+        wall_seconds=0.0,
+        peak_memory_mib=0,
+        built="2026-01-01T00:00:00+00:00",
+        saccade="0.1.0",
+        log=(),
+    )
+    staging = bundle.path / "engines" / ".staging"
+    staging.mkdir(parents=True)
+    (staging / plans.PLAN).write_bytes(content)
+    plans.publish(staging, record, bundle.path / "engines")
+    return content
+
+
+def test_a_plan_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    bundle = every_task.write("detection", tmp_path / "bundle")
+    content = publish_plan(bundle, "86")
+    written = write_repository([bundle.path], tmp_path / "out", RepositoryOptions(limits=Limits(max_rows=16)))
+    assert [each.backend for each in written] == ["tensorrt", "python"]
+    engine = config(written[0].path)
+    assert engine.platform == "tensorrt_plan"
+    assert engine.max_batch_size == 6  # what the plan serves
+    assert engine.instance_group[0].kind == engine.instance_group[0].KIND_GPU
+    assert engine.default_model_filename == "model.plan"
+    assert (written[0].path / "1" / "model.plan").read_bytes() == content
+    assert engine.parameters["tensorrt_version"].string_value == "10.16.1.11"
+    assert len(engine.model_warmup) == 1
+
+
+def test_plans_for_several_gpus_are_told_apart(tmp_path: Path) -> None:
+    bundle = every_task.write("detection", tmp_path / "bundle")
+    contents = {"8.6": publish_plan(bundle, "86"), "9.0": publish_plan(bundle, "90")}
+    large = SizeRange((64, 64), (64, 64), (96, 96))
+    contents["12.0"] = publish_plan(bundle, "120", size=large, batch=BatchRange(1, 1, 2))
+    (engine, _) = write_repository([bundle.path], tmp_path / "out", RepositoryOptions(engine="tensorrt"))
+    message = config(engine.path)
+    assert message.max_batch_size == 2
+    assert not message.model_warmup  # the sample's picture is smaller than one of the plans takes
+    found = {key: (engine.path / "1" / name).read_bytes() for key, name in message.cc_model_filenames.items()}
+    assert found == contents
+
+
+def test_plans_of_other_libraries_and_precisions_are_left(tmp_path: Path) -> None:
+    bundle = every_task.write("detection", tmp_path / "bundle")
+    publish_plan(bundle, "86", flavour="tensorrt_rtx")
+    publish_plan(bundle, "86", precision="tf32")
+    with pytest.raises(
+        UsageError, match=r"has no fp32 plan for TensorRT: saccade build \S+ --flavour tensorrt "
+    ):
+        write_repository([bundle.path], tmp_path / "out", RepositoryOptions(engine="tensorrt"))
+    assert not (tmp_path / "out").exists()
+    (engine, _) = write_repository([bundle.path], tmp_path / "out")
+    assert engine.backend == "onnxruntime"
+
+
+def test_names_and_versions(small: dict[str, Bundle], tmp_path: Path) -> None:
+    path, out = small["classification"].path, tmp_path / "out"
+    first = write_repository([f"one={path}", f"two={path}"], out)
+    assert [each.path.name for each in first] == ["one_model", "one", "two_model", "two"]
+    with pytest.raises(UsageError, match="one_model exists already: --force"):
+        write_repository([f"one={path}"], out)
+    again = write_repository([f"one={path}"], out, force=True)
+    assert {each.version for each in again} == {2}
+    assert [folder.name for folder in (out / "one").iterdir() if folder.is_dir()] == ["2"]
+    assert (out / "two" / "1" / "model.py").is_file()
+    assert sorted(each.name for each in out.iterdir()) == ["one", "one_model", "two", "two_model"]
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ((), "name at least one"),
+        (("../up={}",), "cannot be the name of a model"),
+        (("a b={}",), "cannot be the name of a model"),
+        (("a={}", "a={}"), "two bundles are called 'a'"),
+        (("a={}", "a_model={}"), "two models would be called 'a_model'"),
+        (("a={}", "nowhere"), "there is no bundle 'nowhere'"),
+    ],
+)
+def test_refusals_leave_nothing(
+    models: tuple[str, ...], message: str, small: dict[str, Bundle], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        write_repository([each.format(small["classification"].path) for each in models], tmp_path / "out")
+    assert list(tmp_path.glob("*out*")) == []
+
+
+def test_classes_are_for_zero_shot(small: dict[str, Bundle], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--prompt 'a dog'"):
+        write_repository([small["zero_shot"].path], tmp_path / "out")
+    with pytest.raises(UsageError, match="made for depth"):
+        write_repository([small["depth"].path], tmp_path / "out", RepositoryOptions(prompts=PROMPTS))
+
+
+def test_the_command(small: dict[str, Bundle], tmp_path: Path) -> None:
+    arguments = [f"zoo={small['zero_shot'].path}", str(tmp_path / "out"), "--json", "--engine", "python"]
+    ran = CliRunner().invoke(app, ["triton", *arguments, *(f"--prompt={each}" for each in PROMPTS)])
+    assert ran.exit_code == 0, ran.output
+    (model,) = json.loads(ran.stdout)
+    assert model == {"model": "zoo", "path": str(tmp_path / "out" / "zoo"), "backend": "python", "version": 1}
+    assert (tmp_path / "out" / "zoo" / "1" / "bundle" / "bundle.json").is_file()
+
+
+# --- the real server ------------------------------------------------------------------------------------
+
+# Stands in for the ONNX Runtime backend, with the files where it finds them: the wheel has Python's only.
+ONNX_MODEL = """
+from pathlib import Path
+import onnxruntime
+import triton_python_backend_utils as server
+
+class TritonPythonModel:
+    def initialize(self, args):
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.session = onnxruntime.InferenceSession(
+            folder / "model.onnx" / "model.onnx", providers=["CPUExecutionProvider"]
+        )
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        names = [each.name for each in self.session.get_inputs()]
+        feeds = {name: server.get_input_tensor_by_name(request, name).as_numpy() for name in names}
+        wanted = request.requested_output_names()
+        outputs = self.session.run(wanted, feeds)
+        return server.InferenceResponse([server.Tensor(*pair) for pair in zip(wanted, outputs)])
+"""
+FORMS = {"inside": "python", "asked": "onnxruntime"}
+
+
+@pytest.fixture(scope="module")
+def server(
+    small: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tritonclient.http.InferenceServerClient]:
+    """A client of a server with every task in both forms."""
+    folder = tmp_path_factory.mktemp("triton")
+    for form, engine in FORMS.items():
+        for task, bundle in small.items():
+            write_repository(
+                [f"{form}_{task}={bundle.path}"], folder / "models", options_for(task, engine=engine)
+            )
+    for path in folder.glob("models/asked_*/config.pbtxt"):
+        text = path.read_text()
+        if "onnxruntime_onnx" in text:
+            path.write_text(text.replace('platform: "onnxruntime_onnx"', 'backend: "python"'))
+            (path.parent / "1" / "model.py").write_text(ONNX_MODEL)
+    with (
+        triton_server.serving(folder / "models", folder / "log") as address,
+        tritonclient.http.InferenceServerClient(address, concurrency=8, network_timeout=60) as client,
+    ):
+        yield client
+
+
+def request(files: list[bytes]) -> Any:
+    tensor = tritonclient.http.InferInput("image", [len(files), 1], "BYTES")
+    return tensor.set_data_from_numpy(np.array(files, np.object_).reshape(-1, 1))
+
+
+def expected(task: str, result: Any) -> dict[str, NDArray[Any]]:
+    """What the outputs for one picture must be, from the predictor's result."""
+    if task in ("classification", "zero_shot"):
+        return {"scores": result.scores}
+    if task == "embedding":
+        return {"vector": result.vectors[0]}
+    if task == "depth":
+        return {"depth": result.depth, "size_hw": np.int32(result.depth.shape)}
+    if task == "semantic_segmentation":
+        return {"labels": result.labels, "size_hw": np.int32(result.labels.shape)}
+    boxes = {name: getattr(result, name) for name in ("boxes_xyxy", "scores", "indices")}
+    masks = {"masks": np.asarray(result.masks)} if task == "instance_segmentation" else {}
+    return {**boxes, **masks, "count": np.int32([len(result)]), "size_hw": np.int32(result.size_hw)}
+
+
+def check(task: str, answer: Any, results: list[Any]) -> None:
+    """Every output is the predictor's to the bit; beyond the end of the smaller results there are zeros."""
+    texts = answer.as_numpy("json").reshape(-1)
+    assert [json.loads(each) for each in texts] == [each.to_json() for each in results]
+    for row, result in enumerate(results):
+        for name, values in expected(task, result).items():
+            given = answer.as_numpy(name)[row]
+            assert given.dtype == values.dtype, name
+            inside = tuple(slice(size) for size in values.shape)
+            np.testing.assert_array_equal(given[inside], values, strict=True, err_msg=name)
+            rest = given.copy()
+            rest[inside] = 0
+            assert not rest.any(), name
+
+
+def predictor(task: str, bundle: Bundle) -> Any:
+    loaded: Any = saccade.load(bundle.path, "onnxruntime", threads=1)
+    return loaded.with_classes(PROMPTS) if task == "zero_shot" else loaded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_server_answers_as_the_predictor(
+    form: str, task: str, small: dict[str, Bundle], server: tritonclient.http.InferenceServerClient
+) -> None:
+    files = every_task.pictures()
+    with predictor(task, small[task]) as predict:
+        for file in files:
+            check(task, server.infer(f"{form}_{task}", [request([file])]), predict([file]))
+        check(task, server.infer(f"{form}_{task}", [request(files)]), predict(files))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bad_picture_fails_alone(
+    form: str, small: dict[str, Bundle], server: tritonclient.http.InferenceServerClient
+) -> None:
+    model = f"{form}_classification"
+    good = every_task.pictures()[0]
+    waiting = [server.async_infer(model, [request([file])]) for file in [good, b"no picture", good] * 4]
+    with predictor("classification", small["classification"]) as predict:
+        scores = predict(good).scores
+    for index, each in enumerate(waiting):
+        if index % 3 == 1:
+            with pytest.raises(InferenceServerException, match="not a picture in a format that Pillow reads"):
+                each.get_result()
+        else:
+            # Neighbours share a run, whose size may change the last bits.
+            np.testing.assert_allclose(each.get_result().as_numpy("scores")[0], scores, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_the_server_ranks_labels(
+    small: dict[str, Bundle], server: tritonclient.http.InferenceServerClient
+) -> None:
+    file = every_task.pictures()[0]
+    best = tritonclient.http.InferRequestedOutput("scores", class_count=2)
+    answer = server.infer("inside_classification", [request([file])], outputs=[best]).as_numpy("scores")[0]
+    with predictor("classification", small["classification"]) as predict:
+        top = predict(file).top(2)
+    assert [text.decode().split(":")[1:] for text in answer] == [[str(p.index), p.label] for p in top]
