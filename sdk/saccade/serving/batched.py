@@ -1,0 +1,70 @@
+"""An engine whose runs are shared: what the server's predictors hold instead of the engine itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from saccade.batching import Batcher, Limits, Outputs
+from saccade.engines.engine import Arrays, Engine, TensorSpec, check_feeds
+
+__all__ = ["BatchedEngine"]
+
+
+class BatchedEngine:
+    """An `Engine` over a `Batcher` over an engine. Owns both.
+
+    `run` waits at most `timeout_ms`, so that an engine that hangs holds no caller. Feeds are checked before
+    they are queued: what is wrong with one request never fails those that share its run.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits, timeout_ms: float) -> None:
+        self.engine = engine
+        self.batcher = Batcher(engine.run, _fitting(limits, engine.inputs))
+        self._timeout_ms = timeout_ms
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self.engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self.engine.outputs
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        check_feeds(feeds, self.inputs)
+        return self.batcher.run(feeds, timeout_ms=self._timeout_ms)
+
+    def submit(self, feeds: Arrays, timeout_ms: float) -> Future[Outputs]:
+        """Queue `feeds`; see `Batcher.submit`. InputError for feeds that the graph does not take."""
+        check_feeds(feeds, self.inputs)
+        return self.batcher.submit(feeds, timeout_ms=timeout_ms)
+
+    def close(self) -> None:
+        """Answer what is queued, then free the engine."""
+        self.batcher.close()
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _fitting(limits: Limits, inputs: Mapping[str, TensorSpec]) -> Limits:
+    """A graph of a fixed batch takes that many rows in every run: its requests are not joined."""
+    fixed = [spec.shape[0] for spec in inputs.values() if spec.shape and isinstance(spec.shape[0], int)]
+    if not fixed:
+        return limits
+    return replace(limits, max_rows=fixed[0], max_queue_rows=max(limits.max_queue_rows, fixed[0]))

@@ -1,0 +1,106 @@
+"""Reading requests and writing answers over ASGI: bodies within their limits, errors as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope
+
+from saccade.errors import InputError, OverloadedError, SaccadeError
+from saccade.serving.refusals import BodyTooLarge, SlowRequest, Unauthorised
+from saccade.serving.settings import ServerSettings
+
+__all__ = ["error_response", "header", "json_response", "read_body", "until_gone"]
+
+T = TypeVar("T")
+_QUICK_S = 0.05  # answers that take longer are worth watching the client for
+_RETRY_AFTER_S = 1
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """A request header, "" where it is not there."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value).decode("latin-1")
+    return ""
+
+
+async def read_body(scope: Scope, receive: Receive, settings: ServerSettings) -> bytes:
+    """The whole body. Raises BodyTooLarge, SlowRequest, or ClientDisconnect where the client has gone."""
+    declared = header(scope, b"content-length")
+    if declared.isdigit() and int(declared) > settings.max_body_bytes:
+        raise BodyTooLarge(f"the body has {declared} bytes; at most {settings.max_body_bytes} are read")
+    try:
+        async with asyncio.timeout(settings.upload_timeout_ms / 1e3):
+            return await _collect(receive, settings.max_body_bytes)
+    except TimeoutError:
+        raise SlowRequest(f"the body did not arrive within {settings.upload_timeout_ms:g} ms") from None
+
+
+async def _collect(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise BodyTooLarge(f"the body has more than {limit} bytes")
+        if not message.get("more_body", False):
+            return b"".join([*parts, part]) if parts else part
+        parts.append(part)
+
+
+async def until_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled when the client goes away: then ClientDisconnect."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=_QUICK_S)
+        if not task.done():
+            gone = asyncio.ensure_future(_disconnected(receive))
+            await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+            gone.cancel()
+            if not task.done():
+                raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """`value` as JSON."""
+    content = json.dumps(value, separators=(",", ":")).encode()
+    return Response(content, status, headers, media_type="application/json")
+
+
+def error_response(error: Exception) -> Response:
+    """The status that the error's class has, and {"error": its message}."""
+    status = error.http_status if isinstance(error, SaccadeError) else 500
+    message = str(error) if isinstance(error, SaccadeError) else "internal error: see the server's log"
+    headers: dict[str, str] = {}
+    if isinstance(error, OverloadedError):
+        headers["Retry-After"] = str(_RETRY_AFTER_S)
+    if isinstance(error, Unauthorised):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooLarge | SlowRequest):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return json_response({"error": message}, status, headers)
+
+
+def single(values: Sequence[str], name: str) -> str:
+    """The one value of a query parameter."""
+    if len(values) != 1:
+        raise InputError(f"{name} is given {len(values)} times")
+    return values[0]

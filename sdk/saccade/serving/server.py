@@ -1,0 +1,176 @@
+"""Both ports, the models behind them, and the way down: listen, load, be ready, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from saccade.errors import DeadlineError, UsageError
+from saccade.serving.http import create_app
+from saccade.serving.repository import Repository
+from saccade.serving.settings import ServerSettings
+from saccade.serving.shared_memory import SharedMemory
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+__all__ = ["Server", "run"]
+
+logger = logging.getLogger("saccade.serving")
+
+_LAST_CALLS_S = 0.5  # how long open connections may still send, after the listeners are closed
+_BACKLOG = 2048
+
+
+def run(
+    settings: ServerSettings,
+    bundles: Mapping[str, str | Path],
+    *,
+    started: Callable[[Server], None] = lambda server: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. started: called once everything is ready.
+
+    Raises UsageError where a port is taken (before any model is loaded), what loading a bundle raises, and
+    DeadlineError where something accepted was still at work after `settings.drain_s`.
+    """
+    from uvicorn.config import Config
+
+    factory = Config(app=lambda: None).get_loop_factory()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_serve(settings, bundles, started))
+
+
+async def _serve(
+    settings: ServerSettings, bundles: Mapping[str, str | Path], started: Callable[[Server], None]
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = Server(settings, bundles)
+    await server.listen()
+    stopping = asyncio.ensure_future(stop.wait())
+    loading = asyncio.ensure_future(server.repository.load_all())
+    try:
+        await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            started(server)
+            await stopping
+    finally:
+        loading.cancel()
+        stopping.cancel()
+        await server.drain()
+
+
+class Server:
+    """One repository on two ports. `listen`, `repository.load_all`, and in the end `drain`."""
+
+    def __init__(self, settings: ServerSettings, bundles: Mapping[str, str | Path]) -> None:
+        self.settings = settings
+        self.repository = Repository(bundles, settings)
+        self.memory = SharedMemory(settings.shared_memory)
+        self.http_port = self.grpc_port = 0
+        self._http: _Uvicorn | None = None
+        self._rpc: grpc.aio.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def listen(self) -> None:
+        """Bind both ports, then answer on them: alive, not ready. UsageError where one is taken."""
+        listener = _listener(self.settings)
+        self.http_port = listener.getsockname()[1]
+        try:
+            if self.settings.grpc_port is not None:
+                from saccade.serving.rpc import create_rpc_server
+
+                self._rpc, self.grpc_port = create_rpc_server(self.repository, self.settings, self.memory)
+        except BaseException:
+            listener.close()
+            raise
+        self._http = _Uvicorn(_config(create_app(self.repository, self.settings, self.memory), self.settings))
+        self._serving = asyncio.create_task(self._http.serve([listener]))
+        while not self._http.started:
+            if self._serving.done():
+                self._serving.result()
+            await asyncio.sleep(0.005)
+        if self._rpc is not None:
+            await self._rpc.start()
+
+    async def drain(self) -> None:
+        """Accept nothing new, answer what was accepted, close. DeadlineError after `settings.drain_s`."""
+        self.repository.draining = True
+        try:
+            async with asyncio.timeout(self.settings.drain_s):
+                await asyncio.gather(self._drain_http(), self._drain_rpc())
+                await self.repository.close()
+        except TimeoutError:
+            raise DeadlineError(f"requests were still at work after {self.settings.drain_s:g} s") from None
+        finally:
+            self.memory.close()
+
+    async def _drain_http(self) -> None:
+        """Close the listener; then, for a moment, answer on open connections with Connection: close, so that
+        a request that is on its way on one of them is not cut off."""
+        if self._http is None or self._serving is None:
+            return
+        for each in self._http.servers:
+            each.close()
+        if self._http.server_state.connections:
+            await asyncio.sleep(_LAST_CALLS_S)
+        self._http.should_exit = True
+        await self._serving
+
+    async def _drain_rpc(self) -> None:
+        if self._rpc is not None:
+            await self._rpc.stop(self.settings.drain_s)
+
+
+class _Uvicorn(uvicorn.Server):
+    """Signals are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: object, settings: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        limit_concurrency=settings.max_connections,
+        timeout_graceful_shutdown=int(settings.drain_s) or 1,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
+
+
+def _listener(settings: ServerSettings) -> socket.socket:
+    """A bound, listening socket for HTTP."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.http_port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"HTTP cannot listen on {settings.host}:{settings.http_port} ({error.strerror}): give another "
+            "--http-port or --host"
+        ) from error
+    return listener
