@@ -18,6 +18,7 @@ from saccade.cli import (  # noqa: F401 -- each adds its commands to the app
     looking,
     running,
     searching,
+    serving,
     triton,
 )
 from saccade.cli.app import app

@@ -41,10 +41,9 @@ def run(
     Raises UsageError where a port is taken (before any model is loaded), what loading a bundle raises, and
     DeadlineError where something accepted was still at work after `settings.drain_s`.
     """
-    from uvicorn.config import Config
+    import uvloop
 
-    factory = Config(app=lambda: None).get_loop_factory()
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, bundles, started))
 
 
