@@ -14,7 +14,7 @@ from typing import BinaryIO
 import onnx
 from onnx.external_data_helper import set_external_data
 
-from saccade.engines.passes import inline
+from saccade.engines.passes import inline, tensorrt
 
 WEIGHTS = "weights.bin"
 SMALL = 1024  # bytes; smaller tensors stay in the graph, where shape inference can read them
@@ -34,8 +34,8 @@ def write_graphs(
 ) -> dict[str, dict[str, GraphFile]]:
     """Write each source, by name, and what is derived from it into `folder`: files by name and variant.
 
-    "source" is always there; "inlined" only where the source has local functions. weights: the file that
-    holds the tensors of all.
+    "source" is always there; "inlined" only where the source has local functions, "tensorrt" where it
+    detects objects. weights: the file that holds the tensors of all.
     """
     with (folder / weights).open("wb") as file:
         pool = _Pool(file)
@@ -47,6 +47,9 @@ def _write(pool: _Pool, source: onnx.ModelProto, folder: Path, name: str) -> dic
     if source.functions:
         path = pool.save(inline.inline(source), folder / f"{name}.inlined.onnx")
         files["inlined"] = GraphFile(path, inline.NAMES)
+    if tensorrt.differs(source):
+        path = pool.save(tensorrt.for_tensorrt(source), folder / f"{name}.tensorrt.onnx")
+        files["tensorrt"] = GraphFile(path, tensorrt.NAMES)
     return files
 
 

@@ -10,12 +10,13 @@ TopK gives are enough: that is, where no more exceed the score, or where all `ke
 from __future__ import annotations
 
 import dataclasses
+from string import Template
 
 import onnx
 
 from saccade.models.operators import BATCHED_NMS, DOMAIN
 
-_STATEMENTS = """
+_STATEMENTS = Template("""
     zero = Constant <value_ints = [0]> ()
     one = Constant <value_ints = [1]> ()
     two = Constant <value_ints = [2]> ()
@@ -71,7 +72,8 @@ _STATEMENTS = """
     rivals = And (overlap, same)
     rivals_float = Cast <to = 1> (rivals)
     one_scalar = Squeeze (one)
-    suppresses = Trilu <upper = 1> (rivals_float, one_scalar)
+    later_rivals = Trilu <upper = 1> (rivals_float, one_scalar)
+    suppresses = Cast <to = $product> (later_rivals)
     above = Greater (best, least)
     above_float = Cast <to = 1> (above)
     alive = Unsqueeze (above_float, one)
@@ -79,7 +81,9 @@ _STATEMENTS = """
     go = Constant <value = bool {1}> ()
     survivor = Loop (trips, go, alive) <
         body = step (int64 i, bool going, float[batch, 1, n] now) => (bool again, float[batch, 1, n] next) {
-            hits = MatMul (now, suppresses)
+            factors = Cast <to = $product> (now)
+            products = MatMul (factors, suppresses)
+            hits = Cast <to = 1> (products)
             free = Less (hits, half)
             next = Where (free, alive, none)
             difference = Sub (next, now)
@@ -100,15 +104,23 @@ _STATEMENTS = """
     chosen = GatherElements <axis = 1> (filled_index, place)
     found = Greater (kept_scores, least)
     y = Where (found, chosen, flat)
-"""
-MATRIX_NMS = dataclasses.replace(BATCHED_NMS, statements=_STATEMENTS)
+""")
 
 
-def use_matrix_nms(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` whose BatchedNMS nodes, if it has any, are defined without NonMaxSuppression."""
+def use_matrix_nms(model: onnx.ModelProto, product: int = onnx.TensorProto.FLOAT) -> onnx.ModelProto:
+    """A copy of `model` whose BatchedNMS nodes, if it has any, are defined without NonMaxSuppression.
+
+    product: the number type of the products, whose operands are zeros and ones and whose results are only
+    compared with zero: any is exact. Turing takes no float32 products in TensorRT for RTX.
+    """
+    statements = _STATEMENTS.substitute(product=product)
+    operator = dataclasses.replace(BATCHED_NMS, statements=statements)
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     for function in changed.functions:
         if function.domain == DOMAIN and function.name == BATCHED_NMS.name:
-            function.CopyFrom(onnx.parser.parse_function(MATRIX_NMS.body))
+            opsets = list(function.opset_import)
+            function.CopyFrom(onnx.parser.parse_function(operator.body))
+            del function.opset_import[:]
+            function.opset_import.extend(opsets)  # of the graph, into which the body is inlined
     return changed

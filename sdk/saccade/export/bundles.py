@@ -133,11 +133,12 @@ def _compared(
 
 def _variants(files: Mapping[str, GraphFile]) -> dict[str, Path]:
     """Which file each engine takes: both CPU engines are best served by the graph without functions."""
-    source = files["source"].path
-    if "inlined" not in files:
-        return {"source": source}
-    inlined = files["inlined"].path
-    return {"source": source, "onnxruntime": inlined, "openvino": inlined}
+    variants = {"source": files["source"].path}
+    if "inlined" in files:
+        variants |= dict.fromkeys(("onnxruntime", "openvino"), files["inlined"].path)
+    if "tensorrt" in files:
+        variants["tensorrt"] = files["tensorrt"].path
+    return variants
 
 
 def _runs(variants: Mapping[str, Path]) -> list[tuple[str, Path]]:
