@@ -28,6 +28,7 @@ from saccade.errors import SaccadeError
 
 RECORD = "tensorrt_rtx_builds.json"
 BATCH = BatchRange(1, 4, 16)
+FREE_BATCH = BatchRange(1, 1, 2)  # of large pictures: TensorRT's tensors hold fewer than 2^31 numbers
 SIZE = SizeRange((256, 256), (800, 1344), (1344, 1344))
 TARGETS = ("sm80", "sm86+sm89", "sm120")
 
@@ -63,7 +64,7 @@ def measure(path: Path, target: str, precision: Precision) -> Iterator[Row]:
     options = BuildOptions(
         flavour="tensorrt_rtx",
         precision=precision,
-        batch=BATCH,
+        batch=FREE_BATCH if free else BATCH,
         size=SIZE if free else None,
         target=target,
     )
@@ -115,10 +116,18 @@ def save(rows: Sequence[Row], folder: Path) -> None:
     content: dict[str, Any] = {
         "cpus": os.cpu_count(),
         "batch": BATCH._asdict(),
+        "batch_of_free_sizes": FREE_BATCH._asdict(),
         "size": SIZE._asdict(),
         "rows": [merged[name] for name in sorted(merged)],
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def line(row: Row) -> str:
+    """One row for a terminal."""
+    size = (row.plan_bytes or 0) / 2**20
+    figures = f"{row.layers or '-':>6} layers {size:>7.1f} MiB {row.seconds:>6.1f} s"
+    return f"{row.model:<24} {row.graph:<6} {row.precision} {row.target:<10} {figures} {row.message}"
 
 
 def _name(row: dict[str, Any]) -> tuple[str, ...]:
@@ -140,9 +149,7 @@ def main() -> None:
             print(f"{path.name} for {target} ...", file=sys.stderr)
             rows = list(measure(path, target, cast(Precision, arguments.precision)))
             for row in rows:
-                size = (row.plan_bytes or 0) / 2**20
-                figures = f"{row.layers or '-':>6} layers {size:>7.1f} MiB {row.seconds:>6.1f} s"
-                print(f"{row.model:<24} {row.graph:<6} {row.target:<10} {figures} {row.message}")
+                print(line(row))
             if arguments.out:
                 save(rows, arguments.out)
 
