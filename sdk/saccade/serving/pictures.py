@@ -116,6 +116,8 @@ def described(repository: Repository) -> list[dict[str, Any]]:
                 "task": card.task,
                 "engine": engine,
                 "drawable": card.task != "embedding",
+                # Drawn answers of classes are bars below the picture; the page has its own.
+                "overlay": card.task not in ("embedding", "classification", "zero_shot"),
                 "labels": len(card.labels),
                 "options": list(options_for(card.task)),
             }
@@ -142,10 +144,13 @@ async def _parts(headers: Headers, body: bytes) -> tuple[bytes, list[tuple[str, 
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise InputError(f"the form cannot be read: {error}") from error
-    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    if len(files) != 1:
-        raise InputError("a form holds one file: the picture")
-    picture = await files[0].read()
+    try:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        if len(files) != 1:
+            raise InputError("a form holds one file: the picture")
+        picture = await files[0].read()
+    finally:
+        await form.close()
     return _not_empty(picture), [(k, v) for k, v in form.multi_items() if isinstance(v, str)]
 
 

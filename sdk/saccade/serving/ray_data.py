@@ -29,9 +29,9 @@ __all__ = ["DatasetOptions", "predict_dataset", "read_pictures"]
 
 @dataclass(frozen=True, slots=True)
 class DatasetOptions:
-    """workers: processes that each hold the bundle. batch_size: pictures per run. cpus, gpus: what Ray sets
-    aside for each worker. engine, precision, threads: as in `saccade.load`. prompts: zero-shot classes.
-    column: the pictures' bytes.
+    """workers: at most so many processes, which each hold the bundle; Ray starts them as there is work.
+    batch_size: pictures per run. cpus, gpus: what Ray sets aside for each worker. engine, precision,
+    threads: as in `saccade.load`. prompts: zero-shot classes. column: the pictures' bytes.
     """
 
     workers: int = 2
@@ -68,7 +68,7 @@ def predict_dataset(bundle: str, pictures: Dataset, options: DatasetOptions | No
         fn_constructor_args=(bundle, chosen),
         batch_size=chosen.batch_size,
         batch_format="numpy",
-        compute=_ray_data().ActorPoolStrategy(size=chosen.workers),
+        compute=_ray_data().ActorPoolStrategy(min_size=1, max_size=chosen.workers),
         num_cpus=chosen.cpus,
         num_gpus=chosen.gpus,
     )

@@ -26,7 +26,9 @@ __all__ = ["app"]
 
 _LIMITS = frozenset(field.name for field in dataclasses.fields(Limits))
 # Where the connections come from, and how long a drain takes, is Ray's own business.
-_RAYS = frozenset({"host", "http_port", "grpc_port", "max_connections", "tls_certificate", "tls_key", "batching"})
+_RAYS = frozenset(
+    {"host", "http_port", "grpc_port", "max_connections", "tls_certificate", "tls_key", "batching"}
+)
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(ServerSettings)) - _RAYS
 
 # One replica takes as many requests at once as its batcher can join; another starts when it is often half
@@ -49,11 +51,11 @@ def app(args: Mapping[str, Any]) -> Any:
     that path or name; and fields of `ServerSettings` and of its `Limits`, as values or as text. Raises
     UsageError for what is unknown or cannot be.
     """
+    bundles, settings = _read(args)
     try:
         from ray import serve
     except ModuleNotFoundError as error:
         raise MissingDependency("Ray Serve is not installed: pip install 'saccade[ray]'") from error
-    bundles, settings = _read(args)
     deployment = serve.deployment(**_DEPLOYMENT)(serve.ingress(_builder(bundles, settings))(Replica))
     return deployment.bind()
 
@@ -96,7 +98,9 @@ def _read(args: Mapping[str, Any]) -> tuple[list[str], ServerSettings]:
         raise UsageError("there is nothing to serve: bundles=digits-stvit, or a list in the file")
     unknown = sorted(set(given) - _LIMITS - _SETTINGS)
     if unknown:
-        raise UsageError(f"unknown {', '.join(unknown)}; there are bundles, {', '.join(sorted(_LIMITS | _SETTINGS))}")
+        raise UsageError(
+            f"unknown {', '.join(unknown)}; there are bundles, {', '.join(sorted(_LIMITS | _SETTINGS))}"
+        )
     limits = Limits(**{name: value for name, value in given.items() if name in _LIMITS})
     settings = {name: value for name, value in given.items() if name in _SETTINGS}
     named(listed)  # refuses names here, not in a replica

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from saccade.engines.tensorrt import plans
 from saccade.errors import UsageError
 from saccade.serving import triton_answers as answers
 from saccade.serving import triton_config as config
+from saccade.serving.repository import named
 from saccade.serving.triton_model import SETTINGS
 from saccade.serving.triton_plans import Plan, find_plans
 
@@ -39,7 +39,6 @@ __all__ = ["RepositoryOptions", "Written", "write_repository"]
 Engine: TypeAlias = Literal["auto", "tensorrt", "onnxruntime", "python"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 BundlePath: TypeAlias = "str | os.PathLike[str]"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 MODEL = """\
 \"\"\"What Triton's Python backend runs; everything is in the saccade package.\"\"\"
 
@@ -100,19 +99,22 @@ def write_repository(
 ) -> tuple[Written, ...]:
     """Write Triton models for bundles into the repository `out`, which may hold others already.
 
-    models: bundles; "NAME=BUNDLE" chooses what clients call the model, by default the bundle's own name.
+    models: BUNDLE or NAME=BUNDLE, as `saccade serve` takes them; NAME is what clients call the model.
     Everything is written beside `out` first and moved there when it is whole. force: replace models that
     exist; their version counts up. Raises UsageError for names that exist or cannot be, or for a bundle
     without a plan where engine is "tensorrt"; BundleError for a damaged bundle.
     """
     chosen, target = options or RepositoryOptions(), Path(out)
-    named = _named(models)
+    read = {
+        name: bundles.read(bundles.resolve(path))
+        for name, path in named([os.fspath(model) for model in models]).items()
+    }
     staging = target.absolute().with_name(f".{target.absolute().name}-{secrets.token_hex(4)}")
     try:
         staging.mkdir(parents=True)
         written = [
             model
-            for name, bundle in named.items()
+            for name, bundle in read.items()
             for model in _write_models(_Place(staging, target, force), name, bundle, chosen)
         ]
         target.mkdir(parents=True, exist_ok=True)
@@ -121,32 +123,6 @@ def write_repository(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return tuple(written)
-
-
-def _named(models: Sequence[BundlePath]) -> dict[str, Bundle]:
-    """Bundles by the names of their models."""
-    if not models:
-        raise UsageError("there is nothing to write: name at least one bundle")
-    named: dict[str, Bundle] = {}
-    for model in models:
-        chosen, path = _split(os.fspath(model))
-        bundle = bundles.read(bundles.resolve(path))
-        name = chosen or bundle.name
-        if not NAME.fullmatch(name):
-            raise UsageError(
-                f"{name!r} cannot be the name of a model: letters, digits, '_', '-' and '.', at most 100. "
-                f"Choose one, as NAME={path}"
-            )
-        if name in named:
-            raise UsageError(f"two bundles are called {name!r}: choose other names, as NAME={path}")
-        named[name] = bundle
-    return named
-
-
-def _split(model: str) -> tuple[str, str]:
-    """ "NAME=BUNDLE" in two; a path that exists is a path."""
-    name, sign, path = model.partition("=")
-    return (name, path) if sign and not Path(model).exists() else ("", model)
 
 
 @dataclass(frozen=True, slots=True)

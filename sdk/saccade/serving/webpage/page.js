@@ -107,7 +107,7 @@ async function predict() {
     const response = await post(model, "application/json");
     const answer = await response.json();
     const milliseconds = Math.max(1, Math.round(performance.now() - begun));
-    const drawing = model.drawable ? await (await post(model, "image/png")).blob() : state.picture;
+    const drawing = model.overlay ? await (await post(model, "image/png")).blob() : state.picture;
     if (number === state.asked) show(answer, drawing, milliseconds);
   } catch (error) {
     if (number === state.asked) fail(error);
@@ -130,14 +130,14 @@ function rows(answer) {
 
 function bar([label, share]) {
   const item = document.createElement("li");
-  const meter = Object.assign(document.createElement("meter"), { min: 0, max: 1, value: share });
-  meter.setAttribute("aria-hidden", "true");
+  const length = Object.assign(document.createElement("progress"), { max: 1, value: share });
+  length.setAttribute("aria-hidden", "true");
   const name = Object.assign(document.createElement("span"), { textContent: label });
   const score = Object.assign(document.createElement("span"), {
     className: "score",
     textContent: `${(100 * share).toFixed(1)} %`,
   });
-  item.append(meter, name, score);
+  item.append(length, name, score);
   return item;
 }
 

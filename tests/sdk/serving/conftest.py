@@ -1,0 +1,92 @@
+"""A real server on free ports, in a thread of the test's process, and small bundles for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+from tests import tiny
+
+from saccade.bundle import Bundle
+from saccade.serving.server import Server
+from saccade.serving.settings import ServerSettings
+
+SETTINGS = ServerSettings(http_port=0, grpc_port=0, threads=1, shared_memory=True, drain_s=10)
+
+
+class Running:
+    """A server that answers, with what a test needs to reach it and to look inside."""
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self.server, self._loop = server, loop
+        self.http, self.grpc = f"127.0.0.1:{server.http_port}", f"127.0.0.1:{server.grpc_port}"
+
+    def do(self, coroutine: Any) -> Any:
+        """The result of a coroutine on the server's loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+
+@contextlib.contextmanager
+def serving(settings: ServerSettings = SETTINGS, **bundles: str | Path) -> Iterator[Running]:
+    """A server of `bundles`, ready; drained in the end."""
+    started: Any = threading.Event()
+    found: dict[str, Any] = {}
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        server = Server(settings, bundles)
+        await server.listen()
+        await server.repository.load_all()
+        found.update(server=server, loop=asyncio.get_running_loop(), stop=stop)
+        started.set()
+        await stop.wait()
+        await server.drain()
+
+    def thread() -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(main())
+        except BaseException as error:  # raised again where the test waits
+            found["error"] = error
+        finally:
+            started.set()
+
+    worker = threading.Thread(target=thread)
+    worker.start()
+    started.wait(60)
+    try:
+        if "error" in found:
+            raise found["error"]
+        yield Running(found["server"], found["loop"])
+    finally:
+        if "loop" in found and worker.is_alive():
+            found["loop"].call_soon_threadsafe(found["stop"].set)
+        worker.join(60)
+    if "error" in found:
+        raise found["error"]
+
+
+@pytest.fixture(scope="module")
+def running(tiny_bundle: Bundle) -> Iterator[Running]:
+    """The small classifier under the name "tiny"."""
+    with serving(tiny=tiny_bundle.path) as server:
+        yield server
+
+
+@pytest.fixture
+def own_bundle(tmp_path: Path) -> Path:
+    """A bundle that a test may spoil."""
+    return tiny.write_bundle(tmp_path / "own").path
+
+
+@pytest.fixture
+def image() -> np.ndarray[Any, Any]:
+    """What the small classifier's graph takes: (2, 3, 32, 32) float32."""
+    return np.random.default_rng(5).standard_normal((2, 3, 32, 32)).astype(np.float32)
