@@ -23,13 +23,17 @@ PICTURE_HW = (480, 640)  # of the pictures that are preprocessed, where the card
 class Subject:
     """Something opened. run: one iteration of what is compared; it returns when the work is done.
 
-    includes: what `run` does. parts: steps that are timed apart. agreement: see `Record`.
+    includes: what `run` does. parts: steps that are timed apart. agreement: see `Record`. prepared_s: of the
+    time for opening, what went into things that a user has before. clock: for what times itself: the seconds
+    of an iteration, called in place of `run`.
     """
 
     run: Callable[[], object]
     includes: tuple[str, ...] = ("run",)
     parts: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     agreement: float | None = None
+    prepared_s: float = 0.0
+    clock: Callable[[], float] | None = None
 
 
 def bundle(configuration: Configuration) -> Subject:
