@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade import bundle as bundles
+from saccade import tuning
 from saccade.engines.engine import ENGINES, Engine, EngineOptions, open_engine, resolve_engine
 from saccade.errors import BundleError, UsageError
 from saccade.models.card import Card
@@ -53,7 +54,8 @@ def load(
     """A predictor from a bundle, or from an ONNX file.
 
     name_or_path: a bundle's folder or .zip; the name of one in $SACCADE_HOME or of a shipped demo; or a file
-    ending in .onnx. engine: "onnxruntime", "openvino", "reference", "tensorrt"; "auto" takes the first of
+    ending in .onnx. engine: "onnxruntime", "openvino", "reference", "tensorrt"; "auto" takes what
+    `saccade tune` recorded for this bundle, device and number of threads here, else the first of
     `saccade.engines.engine.AUTO_ORDER` that is installed; the predictor's `engine_name` says which.
     "tensorrt" runs what `saccade build` put into the bundle, on the first GPU unless device says otherwise.
     precision: "fp32", or one that `saccade convert` added: "fp16", "bf16".
@@ -76,8 +78,10 @@ def load(
         return _load_graph(Path(name_or_path), engine_name, options, card)
     if card is not None:
         raise UsageError("card= is for ONNX files: a bundle brings its own card")
-    path = bundles.resolve(name_or_path)
-    return _load_bundle(path, engine_name, options, precision=precision, check=check, prove=prove)
+    bundle = bundles.read(bundles.resolve(name_or_path), check=False)
+    if engine == "auto" and (tuned := tuning.choice(bundle, precision, options)):
+        engine_name = tuned.engine
+    return _load_bundle(bundle, engine_name, options, precision=precision, check=check, prove=prove)
 
 
 def _load_graph(
@@ -109,10 +113,15 @@ def _read_card(graph: Path, card: str | os.PathLike[str] | None) -> Card:
 
 
 def _load_bundle(
-    path: Path, engine_name: str, options: EngineOptions, *, precision: str, check: bool, prove: bool
+    bundle: bundles.Bundle,
+    engine_name: str,
+    options: EngineOptions,
+    *,
+    precision: str,
+    check: bool,
+    prove: bool,
 ) -> Predictor[Any]:
     """Weights are hashed while the engine opens; nothing is returned, or run, before the sums are right."""
-    bundle = bundles.read(path, check=False)
     _predictor_class(bundle.task, bundle.name)
     graphs = {name: graph_for(bundle, name, engine_name, precision, options) for name in bundle.graphs}
     small = [name for name, file in bundle.files.items() if file["bytes"] <= _SMALL]
