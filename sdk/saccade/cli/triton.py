@@ -26,7 +26,7 @@ def triton(
     ] = "auto",
     precision: PrecisionName = "fp32",
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, or cuda: every GPU.")] = "cpu",
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Most pictures per run.")] = 8,
+    max_batch: Annotated[int, typer.Option(metavar="N", min=1, help="Most pictures per run.")] = 8,
     delay: Annotated[
         float, typer.Option(metavar="MS", min=0, help="How long a picture waits for company.")
     ] = 0.0,
@@ -40,12 +40,12 @@ def triton(
 ) -> None:
     """Write a model repository for NVIDIA Triton: clients send a picture, and get what `predict` gives.
 
-    Example: saccade triton my_bundle plates=other_bundle.zip repository/ --batch 16
+    Example: saccade triton my_bundle plates=other_bundle.zip repository/ --max-batch 16
     """
     options = RepositoryOptions(
         engine=cast(Engine, engine),  # RepositoryOptions refuses what is none
         precision=precision,
-        limits=Limits(batch, delay),
+        limits=Limits(max_batch, delay),
         instances=instances,
         device=cast(Device, device),
         prompts=tuple(prompts or ()),

@@ -105,10 +105,10 @@ def write_repository(
     without a plan where engine is "tensorrt"; BundleError for a damaged bundle.
     """
     chosen, target = options or RepositoryOptions(), Path(out)
-    read = {
-        name: bundles.read(bundles.resolve(path))
-        for name, path in named([os.fspath(model) for model in models]).items()
-    }
+    sources = named([os.fspath(model) for model in models])
+    if not sources:
+        raise UsageError("there is nothing to write: give at least one bundle")
+    read = {name: bundles.read(bundles.resolve(source)) for name, source in sources.items()}
     staging = target.absolute().with_name(f".{target.absolute().name}-{secrets.token_hex(4)}")
     try:
         staging.mkdir(parents=True)

@@ -101,7 +101,7 @@ def test_models_take_pictures_and_ask_onnx_models(
         assert (group.count, group.kind) == (2, group.KIND_CPU)
 
     asked = [name for name in small[task].graphs if (task, name) != ("embedding", "text")]
-    assert [each.name for each in engines] == [f"small_{task}_{name}" for name in asked]
+    assert [each.name for each in engines] == [f"{task}_{name}" for name in asked]
     for name, engine in zip(asked, engines, strict=True):
         assert engine.platform == "onnxruntime_onnx"
         graph = small[task].graphs[name]
@@ -114,7 +114,7 @@ def test_models_take_pictures_and_ask_onnx_models(
 
 def test_free_sizes_and_tensors_of_the_batch_alone(small: dict[str, Bundle], tmp_path: Path) -> None:
     write_repository([small["instance_segmentation"].path], tmp_path)
-    engine = config(tmp_path / "small_instance_segmentation_model")
+    engine = config(tmp_path / "instance_segmentation_model")
     assert listed(engine.input) == {"image": "TYPE_FP32 3 -1 -1", "size_hw": "TYPE_FP32 2"}
     count = next(each for each in engine.output if each.name == "count")
     assert list(count.dims) == [1]
@@ -124,7 +124,7 @@ def test_free_sizes_and_tensors_of_the_batch_alone(small: dict[str, Bundle], tmp
 
 def test_the_warm_up_is_the_conformance_sample(small: dict[str, Bundle], tmp_path: Path) -> None:
     write_repository([small["detection"].path], tmp_path)
-    engine = config(tmp_path / "small_detection_model")
+    engine = config(tmp_path / "detection_model")
     (request,) = engine.model_warmup
     assert request.batch_size == 1
     sample = np.load(small["detection"].path / "conformance.model.npz")
@@ -137,8 +137,8 @@ def test_the_warm_up_is_the_conformance_sample(small: dict[str, Bundle], tmp_pat
 
 def test_labels_serve_tritons_classification_extension(small: dict[str, Bundle], tmp_path: Path) -> None:
     write_repository([small["classification"].path], tmp_path)
-    (scores,) = (each for each in config(tmp_path / "small_classification").output if each.name == "scores")
-    lines = (tmp_path / "small_classification" / scores.label_filename).read_text().splitlines()
+    (scores,) = (each for each in config(tmp_path / "classification").output if each.name == "scores")
+    lines = (tmp_path / "classification" / scores.label_filename).read_text().splitlines()
     assert tuple(lines) == small["classification"].card.labels
 
 
@@ -237,9 +237,9 @@ def test_names_and_versions(small: dict[str, Bundle], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ((), "name at least one"),
-        (("../up={}",), "cannot be the name of a model"),
-        (("a b={}",), "cannot be the name of a model"),
+        ((), "give at least one"),
+        (("../up={}",), "cannot name a model"),
+        (("a b={}",), "cannot name a model"),
         (("a={}", "a={}"), "two bundles are called 'a'"),
         (("a={}", "a_model={}"), "two models would be called 'a_model'"),
         (("a={}", "nowhere"), "there is no bundle 'nowhere'"),
