@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,19 +122,8 @@ def _with_binding(options: BuildOptions, model: str) -> BuildOptions:
     """`options` with "auto" decided."""
     if options.binding != "auto":
         return options
+    from saccade.acceptance.records import plugin_speedup
+
     gpu = find_gpu() if flavour(options.flavour).aot_plugins else None
-    faster = gpu is not None and any(
-        record.get("model") == model
-        and record.get("gpu") == gpu.name
-        and record.get("precision") == options.precision
-        and record.get("plugin_speedup", 0) >= _FASTER
-        for record in _accepted()
-    )
+    faster = gpu is not None and plugin_speedup(model, gpu.name, options.precision) >= _FASTER
     return dataclasses.replace(options, binding="plugin" if faster else "function")
-
-
-def _accepted() -> Iterator[dict[str, Any]]:
-    """Records of acceptance that came with this version."""
-    folder = Path(__file__).parent / "benchmarks" / "accepted"
-    for path in sorted(folder.glob("*.json")):
-        yield json.loads(path.read_text(encoding="utf-8"))

@@ -196,8 +196,9 @@ class _Parser(_Object):
 
     @call(False)
     def parse_from_file(self, path: str) -> bool:
-        """The file's text is the type of the network's operands."""
-        self._network.dtype = DataType[Path(path).read_text()]
+        """The file's text is the type of the network's operands; a real graph is one in float32."""
+        content = Path(path).read_bytes()
+        self._network.dtype = DataType.HALF if content == b"HALF" else DataType.FLOAT
         operand = _Tensor("image", self._network.dtype, (-1, *IMAGE))
         self._network.layers = [
             _Layer("conv1_kernel", "conv1", LayerType.CONVOLUTION, operand),

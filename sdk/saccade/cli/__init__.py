@@ -13,6 +13,7 @@ from typing import NoReturn
 from rich.markup import escape
 
 from saccade.cli import (  # noqa: F401 -- each adds its commands to the app
+    acceptance,
     building,
     engines,
     looking,

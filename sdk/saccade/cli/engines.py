@@ -69,8 +69,8 @@ def build(
         options = BuildOptions(
             flavour=flavour,
             precision=cast(Precision, precision),  # BuildOptions refuses what is none
-            batch=_batch(batch),
-            size=_size(size),
+            batch=batch_range(batch),
+            size=size_range(size) if size else None,
             target=each,
             binding=cast(Binding, binding),
             version_compatible=version_compatible,
@@ -126,7 +126,8 @@ def _bar(what: str) -> Iterator[Callable[[str, float], None]]:
         yield lambda step, fraction: progress.update(task, completed=fraction, description=escape(step))
 
 
-def _batch(text: str) -> BatchRange:
+def batch_range(text: str) -> BatchRange:
+    """ "8" or "1,4,16"."""
     match = re.fullmatch(r"(\d+)(?:,(\d+),(\d+))?", text)
     if match is None:
         raise UsageError(f"--batch {text!r}: write one number, or MIN,OPT,MAX as 1,4,16")
@@ -134,9 +135,8 @@ def _batch(text: str) -> BatchRange:
     return BatchRange(low, int(match[2] or low), int(match[3] or low))
 
 
-def _size(text: str | None) -> SizeRange | None:
-    if text is None:
-        return None
+def size_range(text: str) -> SizeRange:
+    """ "512x512" or three of them, with commas."""
     sizes = [re.fullmatch(r"(\d+)x(\d+)", part) for part in text.split(",")]
     pairs = [(int(size[1]), int(size[2])) for size in sizes if size]
     if len(pairs) != len(sizes) or len(pairs) not in (1, 3):

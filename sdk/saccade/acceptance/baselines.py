@@ -1,0 +1,68 @@
+"""What a plan's latency stands beside: torch.compile and ONNX Runtime on the same GPU.
+
+Every latency is the median of whole runs, arrays in host memory to arrays in host memory.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from saccade.engines.engine import Arrays
+from saccade.errors import MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from saccade.bundle import Bundle
+
+_WARM_UP = 5  # runs: kernels are loaded, CUDA graphs recorded
+_SECONDS, _LEAST = 2.0, 10  # of timed runs
+
+
+def median_ms(run: Callable[[], object]) -> float:
+    """Milliseconds of one call, the median of those that fit into `_SECONDS`, at least `_LEAST`."""
+    for _ in range(_WARM_UP):
+        run()
+    samples: list[float] = []
+    started = time.perf_counter()
+    while len(samples) < _LEAST or time.perf_counter() - started < _SECONDS:
+        begun = time.perf_counter()
+        run()
+        samples.append(1e3 * (time.perf_counter() - begun))
+    return round(statistics.median(samples), 4)
+
+
+def batched(feeds: Arrays, batch: int) -> dict[str, Any]:
+    """`feeds` repeated or cut to `batch` rows each."""
+    import numpy as np
+
+    return {name: np.resize(values, (batch, *values.shape[1:])) for name, values in feeds.items()}
+
+
+def torch_compiled(bundle: Bundle, precision: str, feeds: Mapping[str, Any]) -> Callable[[], object]:
+    """A run of the bundle's torch module, compiled for this GPU; random weights, which take the same time."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise MissingDependency("torch is not installed: pip install 'saccade[export]'") from error
+    from saccade.models import create
+    from saccade.models.deploy import merge
+
+    if not torch.cuda.is_available():
+        raise MissingDependency("this torch has no CUDA: install the one for your driver from pytorch.org")
+    if set(bundle.graphs) != {"model"}:
+        raise UsageError(
+            f"{bundle.name} has graphs {', '.join(bundle.graphs)}: only one of one graph is compiled"
+        )
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    module = merge(create(bundle.card.name, **bundle.provenance.get("config", {})).eval()).cuda().to(dtype)
+    compiled = torch.compile(module, dynamic=False)
+
+    def run() -> object:
+        given = [torch.from_numpy(values).cuda() for values in feeds.values()]
+        with torch.inference_mode():
+            found = compiled(*(each.to(dtype) if each.is_floating_point() else each for each in given))
+        return [each.float().cpu() for each in (found if isinstance(found, tuple) else (found,))]
+
+    return run

@@ -1,0 +1,220 @@
+"""The steps of one row: build, open, compare, time. Each is one named call of `Row`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from saccade import builds
+from saccade import bundle as bundles
+from saccade.acceptance import baselines
+from saccade.acceptance.row import Row
+from saccade.builds import BuildOptions, Built
+from saccade.bundle import Bundle
+from saccade.engines.engine import Engine, EngineOptions, TensorSpec, open_engine
+from saccade.engines.tensorrt.builder import Source, build_plan
+from saccade.engines.tensorrt.flavours import PLUGINS_SINCE, flavour, installed_version, version_numbers
+from saccade.engines.tensorrt.options import Binding
+from saccade.errors import EngineError
+
+_OPERANDS = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+_ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+_CUDA = EngineOptions(device="cuda")
+
+
+@dataclass
+class Findings:
+    """What the steps of a row gave, as far as they came."""
+
+    built: dict[str, tuple[Built, ...]] = field(default_factory=dict)
+    latency_ms: dict[str, float] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+
+def build_and_compare(
+    row: Row, bundle: Bundle, options: BuildOptions, findings: Findings, *, runs: bool
+) -> None:
+    """Both bindings of one bundle in one precision. runs: whether there is a GPU to run them on."""
+    bindings: list[Binding] = ["function"]
+    if _takes_plugins(bundle, options):
+        bindings.append("plugin")
+    for binding in bindings:
+        chosen = _with_binding(options, binding)
+        built = row.call(f"build {binding}", partial(builds.build, bundle.path, chosen))
+        if built is None:
+            continue
+        findings.built[binding] = built
+        if runs:
+            run_and_compare(row, bundle, built, chosen, findings)
+            continue
+        row.call(f"inspect {binding}", partial(_inspect_unopened, built, options.precision))
+        for name in (f"run {binding}", f"time {binding}"):
+            row.skip(name, "this machine has no GPU")
+
+
+def run_and_compare(
+    row: Row, bundle: Bundle, built: tuple[Built, ...], options: BuildOptions, findings: Findings
+) -> None:
+    """The plans of one binding on this GPU: types read back, beside torch, layer by layer, and timed."""
+    binding = options.binding
+    row.call(f"inspect {binding}", partial(_inspect, built, options.precision))
+    row.call(f"run {binding}", partial(_run, bundle, built, options.precision))
+    if _has_layers(bundle):
+        row.call(f"layers {binding}", partial(_layers, bundle, options))
+    latency = row.call(f"time {binding}", partial(_time, bundle, built, options))
+    if latency is not None:
+        findings.latency_ms[binding] = latency
+
+
+def time_baselines(row: Row, bundle: Bundle, options: BuildOptions, findings: Findings) -> None:
+    """torch.compile and ONNX Runtime beside the plans; what is not installed is skipped."""
+    calls: dict[str, Callable[[], float]] = {
+        "torch.compile": partial(_time_torch, bundle, options),
+        "onnxruntime-cuda": partial(_time_onnxruntime, bundle, options),
+    }
+    for name, action in calls.items():
+        latency = row.call(f"time {name}", action, optional=True)
+        if latency is not None:
+            findings.latency_ms[name] = latency
+
+
+# --- one step each -------------------------------------------------------------------------------------
+
+
+def _with_binding(options: BuildOptions, binding: Binding) -> BuildOptions:
+    return dataclasses.replace(options, binding=binding)
+
+
+def _takes_plugins(bundle: Bundle, options: BuildOptions) -> bool:
+    version = installed_version(options.flavour) if flavour(options.flavour).aot_plugins else None
+    return version is not None and version_numbers(version) >= PLUGINS_SINCE and _has_layers(bundle)
+
+
+def _has_layers(bundle: Bundle) -> bool:
+    import onnx
+
+    from saccade.acceptance.layers import has_layers
+
+    sources = (graph.files["source"] for graph in bundle.graphs.values())
+    return any(has_layers(onnx.load(path, load_external_data=False)) for path in sources)
+
+
+def _inspect_unopened(built: tuple[Built, ...], precision: str) -> str:
+    """The types of the network that was built; no driver has opened the plan."""
+    for each in built:
+        if not each.record.working_types:
+            raise EngineError(f"{each.path.name}: the network has no matrix product or convolution")
+    counts = {each.record.graph: dict(each.record.working_types) for each in built}
+    return f"of the network, not of the plan: {counts} for {precision}"
+
+
+def _inspect(built: tuple[Built, ...], precision: str) -> str:
+    """The types that the finished plan runs in, as the engine inspector gives them."""
+    for each in built:
+        types = each.record.engine_types
+        if not types:
+            raise EngineError(f"{each.path.name}: the inspector names no types; build on this GPU")
+        if _OPERANDS[precision] not in types:
+            raise EngineError(f"{each.path.name} was to run in {precision} and runs in {', '.join(types)}")
+    return "; ".join(f"{each.record.graph}: {dict(each.record.engine_types or {})}" for each in built)
+
+
+def _opened(built: Built) -> Engine:
+    return open_engine({"source": built.path, "tensorrt": built.path}, "tensorrt", _CUDA)
+
+
+def _run(bundle: Bundle, built: tuple[Built, ...], precision: str) -> str:
+    """The bundle's sample, answered by torch in float64, repeated by the plan."""
+    worst = 0.0
+    for each in built:
+        if precision not in ("fp32", "tf32") and any(spec.name == "count" for spec in each.record.outputs):
+            _run_choices(bundle, each)
+            continue
+        sample = bundles.sample_of(bundle, each.record.graph, precision)
+        with _opened(each) as engine:
+            for difference in sample.differences(engine.run(sample.inputs)):
+                if not difference.agrees:
+                    raise EngineError(
+                        f"{each.record.graph}: output {difference.output!r} differs from torch by "
+                        f"{difference.largest:.3g}, tolerance {difference.tolerance:.3g}"
+                    )
+                worst = max(worst, difference.largest / difference.tolerance)
+    return f"at most {worst:.2f} of the tolerance"
+
+
+def _run_choices(bundle: Bundle, built: Built) -> None:
+    """What a detector chooses may change with rounding: its answers must be there, and be numbers."""
+    import numpy as np
+
+    with _opened(built) as engine:
+        found = engine.run(bundles.sample_of(bundle, built.record.graph).inputs)
+    if not all(np.isfinite(values).all() for values in found.values()) or not found["count"].any():
+        raise EngineError(f"{built.record.graph}: the plan finds nothing, or no numbers, in the sample")
+
+
+def _layers(bundle: Bundle, options: BuildOptions) -> str:
+    """Every semantic-token layer beside torch. EngineError names the first that differs."""
+    import onnx
+
+    from saccade.acceptance.layers import compare, has_layers, watched
+
+    count, worst = 0, 0.0
+    with tempfile.TemporaryDirectory(prefix="saccade-accept-") as scratch:
+        for name, graph in bundle.graphs.items():
+            path = bundles.graph_in(bundle, name, options.precision).files["source"]
+            model = onnx.load(path)
+            if not has_layers(model):
+                continue
+            shown = watched(model)
+            target = Path(scratch) / name / "graphs" / "layers.onnx"
+            target.parent.mkdir(parents=True)
+            onnx.save(shown, target)
+            outputs = tuple(TensorSpec(value.name, "float32", ()) for value in shown.graph.output)
+            source = Source(f"{bundle.name} layers", name, target, {}, graph.inputs, outputs)
+            folder, _ = build_plan(source, options, target.parents[1] / "engines")
+            feeds = bundles.sample_of(bundle, name).inputs
+            with open_engine({"source": folder, "tensorrt": folder}, "tensorrt", _CUDA) as engine:
+                answers = engine.run(feeds)
+            for layer in compare(model, answers, roundoff=_ROUNDOFF[options.precision]):
+                count, worst = count + 1, max(worst, layer.share / layer.limit)
+                if not layer.agrees:
+                    raise EngineError(
+                        f"{name}: {layer.node} ({layer.operator}) differs from torch by {layer.share:.3g} of "
+                        f"its largest value, limit {layer.limit:.3g}"
+                    )
+    return f"{count} layers, at most {worst:.2f} of the limit"
+
+
+def _feeds(bundle: Bundle, name: str, options: BuildOptions) -> dict[str, Any]:
+    return baselines.batched(bundles.sample_of(bundle, name).inputs, options.batch.opt)
+
+
+def _time(bundle: Bundle, built: tuple[Built, ...], options: BuildOptions) -> float:
+    """Milliseconds of all graphs, one after another."""
+    total = 0.0
+    for each in built:
+        feeds = _feeds(bundle, each.record.graph, options)
+        with _opened(each) as engine:
+            total += baselines.median_ms(partial(engine.run, feeds))
+    return round(total, 4)
+
+
+def _time_torch(bundle: Bundle, options: BuildOptions) -> float:
+    feeds = _feeds(bundle, next(iter(bundle.graphs)), options)
+    return baselines.median_ms(baselines.torch_compiled(bundle, options.precision, feeds))
+
+
+def _time_onnxruntime(bundle: Bundle, options: BuildOptions) -> float:
+    total = 0.0
+    with contextlib.ExitStack() as stack:
+        for name in bundle.graphs:
+            files = bundles.graph_in(bundle, name, options.precision).files
+            engine = stack.enter_context(open_engine(files, "onnxruntime", _CUDA))
+            total += baselines.median_ms(partial(engine.run, _feeds(bundle, name, options)))
+    return round(total, 4)

@@ -1,0 +1,257 @@
+"""Acceptance rehearsed: against NVIDIA's builder as far as it goes without a GPU, and against a stand-in of
+what a GPU's machine has, in which every single call of the device half fails once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tests import tiny
+from tests.engines.fake_tensorrt import IMAGE, IN_A_CHILD, Faults, World, logits
+from typer.testing import CliRunner
+
+from saccade import acceptance, bundle
+from saccade.acceptance import AcceptanceRecord, Request, baselines, device, records
+from saccade.acceptance.device import Findings
+from saccade.acceptance.row import Row
+from saccade.builds import Built
+from saccade.bundle import Bundle
+from saccade.cli import app
+from saccade.engines.tensorrt import plans
+from saccade.engines.tensorrt.gpu import find_gpu
+from saccade.engines.tensorrt.options import BatchRange
+from saccade.errors import EngineError, UsageError
+
+VERSION = "10.16.1.11"
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is None,
+    reason="NVIDIA's builder is not installed: pip install 'saccade[tensorrt-rtx]'",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("SACCADE_CACHE", str(folder))
+        yield folder
+
+
+def found_by(request: Request) -> list[AcceptanceRecord]:
+    return list(acceptance.accept(request))
+
+
+# --- NVIDIA's builder ----------------------------------------------------------------------------------
+
+
+@needs_rtx
+def test_rehearsal_builds_and_accepts_nothing(tmp_path: Path) -> None:
+    tiny.write_bundle(tmp_path / "tiny")
+    out = tmp_path / "records"
+    command = ["accept", str(tmp_path / "tiny"), "absent", "--precision", "fp32", "--flavour", "tensorrt_rtx"]
+    ran = CliRunner().invoke(app, [*command, "--target", "sm86+sm89", "--out", str(out), "--json"])
+    built, absent = json.loads(ran.stdout)
+    assert ran.exit_code == 7  # of the row that failed; the other one was done
+    assert (built["model"], built["verdict"]) == ("tiny", "incomplete")
+    outcomes = {step["call"]: step["outcome"] for step in built["steps"]}
+    assert outcomes == {
+        "bundle": "passed",
+        "build function": "passed",
+        "inspect function": "passed",
+        "run function": "skipped",
+        "time function": "skipped",
+    }
+    (plan,) = (tmp_path / "tiny" / "engines").glob("*")
+    assert built["plan_sha256"] == {"function/model": plans.read(plan).plan_sha256}
+    assert (absent["verdict"], absent["failed_call"]) == ("failed", "bundle")
+    assert "there is no bundle 'absent'" in absent["steps"][0]["message"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "absent-fp32-none-tensorrt_rtx.json",
+        "tiny-fp32-none-tensorrt_rtx.json",
+    ]
+    assert not records.folders()[1].exists()  # a rehearsal decides no binding
+
+
+@needs_rtx
+def test_a_refusal_of_the_builder_is_the_verdict(tmp_path: Path) -> None:
+    tiny.write_bundle(tmp_path / "tiny")
+    request = Request(
+        (str(tmp_path / "tiny"),), tmp_path / "out", ("fp32",), flavour="tensorrt_rtx", target="sm75"
+    )
+    (record,) = found_by(request)
+    assert (record.verdict, record.failed_call) == ("failed", "build function")
+    assert "FP32 GEMM is not supported" in record.steps[-1].message
+
+
+@needs_rtx
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    if find_gpu() is not None:
+        pytest.skip("there is a GPU here")
+    with pytest.raises(EngineError, match="no NVIDIA driver"):
+        found_by(Request(("digits-stvit",), tmp_path, flavour="tensorrt_rtx"))
+
+
+def test_what_cannot_be_asked(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least one model"):
+        Request((), tmp_path)
+    with pytest.raises(UsageError, match="absent is not a folder"):
+        Request(("tiny",), tmp_path, imagenet=tmp_path / "absent")
+
+
+# --- a stand-in for the rest ---------------------------------------------------------------------------
+
+
+def write_bundle(out: Path) -> Bundle:
+    """The network that the stand-in runs, as a bundle."""
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("Slice", ["flat", "start", "end", "axis"], ["first"]),
+        helper.make_node("Mul", ["first", "three"], ["logits"]),
+    ]
+    numbers = {"start": [0], "end": [10], "axis": [1]}
+    constants = [onnx.numpy_helper.from_array(np.array(v), name) for name, v in numbers.items()]
+    constants.append(onnx.numpy_helper.from_array(np.float32(3), "three"))
+    given = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", *IMAGE])
+    made = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])
+    graph = helper.make_graph(nodes, "tiny", [given], [made], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    image = np.random.default_rng(0).standard_normal((2, *IMAGE)).astype(np.float32)
+    arrays = {"input:image": image, "output:logits": logits(image), "tolerance:logits": np.float32(1e-6)}
+
+    def fill(folder: Path) -> dict[str, Any]:
+        (folder / "graphs").mkdir()
+        onnx.save(model, folder / "graphs" / "model.onnx")
+        np.savez(folder / "conformance.npz", **arrays)  # type: ignore[arg-type]
+        tensors = {
+            "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", *IMAGE]}],
+            "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
+        }
+        entry = {**tensors, "files": {"source": "graphs/model.onnx"}, "sample": "conformance.npz"}
+        card = tiny.with_preprocessing(input_size_hw=(4, 4), resize_hw=(4, 4))
+        return {
+            "name": "tiny",
+            "task": "classification",
+            "card": card.to_json(),
+            "graphs": {"model": entry},
+            "untrained": False,
+        }
+
+    return bundle.write(out, fill)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the child that builds finds the stand-in; runs are as short as they may be."""
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "tensorrt.py").write_text(IN_A_CHILD.format(version=VERSION))
+    monkeypatch.setenv("PYTHONPATH", str(library))
+    monkeypatch.setattr(baselines, "_SECONDS", 0.0)
+    monkeypatch.setattr(baselines, "_LEAST", 1)
+    return library
+
+
+@pytest.fixture
+def request_(tmp_path: Path, machine: Path) -> Request:
+    path = write_bundle(tmp_path / "tiny").path
+    return Request((str(path),), tmp_path / "records", ("fp32",), batch=BatchRange(1, 2, 4))
+
+
+def test_a_row_is_accepted_kept_and_not_repeated(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    World(version=VERSION).enter(monkeypatch)
+    (record,) = found_by(request_)
+    assert record.verdict == "accepted", record.steps
+    outcomes = {step.call: step.outcome for step in record.steps}
+    assert outcomes.pop("time onnxruntime-cuda") == outcomes.pop("time torch.compile") == "skipped"
+    assert set(outcomes) == {"bundle", "build function", "inspect function", "run function", "time function"}
+    assert set(outcomes.values()) == {"passed"}
+    assert record.latency_ms["function"] > 0
+    assert record.engine_types == {"function/model": {"FLOAT": 1}}
+    assert records.read(request_.out / record.file_name) == record
+    assert record in list(records.known())
+    assert found_by(request_) == []  # accepted before
+    World(version=VERSION).enter(monkeypatch)
+    (again,) = found_by(Request(**{**fields(request_), "again": True}))
+    assert again.verdict == "accepted"
+
+
+def fields(request: Request) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in Request.__slots__}
+
+
+def test_every_failing_call_of_the_device_is_named(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row counts the calls; then each of them fails once, on the plan that this row built."""
+    World(version=VERSION).enter(monkeypatch)
+    assert found_by(request_)[0].verdict == "accepted"
+    made = bundle.read(request_.models[0])
+    plan = tuple(Built(folder, record) for folder, record in plans.records(made.path))
+
+    def outcome(faults: Faults) -> Row:
+        World(faults, VERSION).enter(monkeypatch)
+        row = Row(lambda step: None)
+        device.run_and_compare(row, made, plan, plan[0].record.options, Findings())
+        return row
+
+    counting = Faults()
+    assert outcome(counting).failed_call == ""
+    found: dict[str, set[str]] = {}
+    for at, name in enumerate(counting.calls):
+        row = outcome(Faults(at))
+        found.setdefault(row.failed_call, set()).add(name)
+        if row.failed_call:
+            words = next(step.message for step in row.steps if step.outcome == "failed")
+            assert name in words or "nullptr" in words or "no NVIDIA driver" in words, (name, words)
+            assert [step.call for step in row.steps][-1] == "time function"  # the rest went on
+    assert set(found) == {"run function", "time function", ""}
+    assert {"Runtime", "deserialize_cuda_engine", "execute_async_v3", "cudaMalloc"} <= found["run function"]
+    # A run that cannot be recorded as a CUDA graph goes on without.
+    assert all(name.startswith(("cudaStream", "cudaGraph", "execute")) for name in found[""]), found[""]
+
+
+@pytest.mark.parametrize("name", ["Builder", "parse_from_file", "build_serialized_network"])
+def test_a_failing_call_of_the_builder_is_named(
+    request_: Request, machine: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (machine / "tensorrt.py").write_text(
+        IN_A_CHILD.format(version=VERSION)
+        .replace("World(version", "faults = Faults()\nWorld(faults, version")
+        .replace("import World", "import Faults, World")
+        + f"\nstrikes = faults.strikes\n"
+        f"def strike(called, **more):\n"
+        f"    if called == {name!r}:\n"
+        f"        faults.at = len(faults.calls)\n"
+        f"    return strikes(called, **more)\n"
+        f"faults.strikes = strike\n"
+    )
+    World(version=VERSION).enter(monkeypatch)
+    (record,) = found_by(request_)
+    assert (record.verdict, record.failed_call) == ("failed", "build function")
+    message = next(step.message for step in record.steps if step.outcome == "failed")
+    assert name in message or "factory function returned nullptr" in message
+
+
+def test_ctrl_c_keeps_the_rows_that_are_done(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    World(version=VERSION).enter(monkeypatch)
+    (path,) = request_.models
+    both = Request(**{**fields(request_), "models": (path, "second")})
+
+    def interrupted(step: str) -> None:
+        if step.startswith("second"):
+            raise KeyboardInterrupt
+
+    rows = acceptance.accept(both, progress=interrupted)
+    assert next(rows).model == "tiny"
+    with pytest.raises(KeyboardInterrupt):
+        next(rows)
+    (kept,) = request_.out.iterdir()
+    assert records.read(kept).verdict == "accepted"
