@@ -50,11 +50,13 @@ def create_app(
         *metrics_routes(repository),
         *page_routes(),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(Gate, repository=repository, settings=settings)],
         exception_handlers={SaccadeError: _refused, HTTPException: _unroutable},
     )
+    app.router.redirect_slashes = False  # a path is right or it is not
+    return app
 
 
 class _Protocol:

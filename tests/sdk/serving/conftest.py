@@ -43,11 +43,13 @@ def serving(settings: ServerSettings = SETTINGS, **bundles: str | Path) -> Itera
         stop = asyncio.Event()
         server = Server(settings, bundles)
         await server.listen()
-        await server.repository.load_all()
-        found.update(server=server, loop=asyncio.get_running_loop(), stop=stop)
-        started.set()
-        await stop.wait()
-        await server.drain()
+        try:
+            await server.repository.load_all()
+            found.update(server=server, loop=asyncio.get_running_loop(), stop=stop)
+            started.set()
+            await stop.wait()
+        finally:
+            await server.drain()
 
     def thread() -> None:
         try:
