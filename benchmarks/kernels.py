@@ -138,14 +138,14 @@ def measure(case: Case, dtype: torch.dtype, copy_gb_per_s: float) -> Timing:
     compiled = torch.compile(plain, dynamic=False)
     with attention.without_kernels():
         expected = plain(*(each.float() for each in inputs), **case.attributes)
-        plain_us = _time(lambda: plain(*inputs, **case.attributes))
-        compiled_us = _time(lambda: compiled(*inputs, **case.attributes))
+        plain_us = time_us(lambda: plain(*inputs, **case.attributes))
+        compiled_us = time_us(lambda: compiled(*inputs, **case.attributes))
     difference = (fast(*inputs, **case.attributes).float() - expected).abs().max().item()
     limit = 1e-4 if dtype == torch.float32 else 0.03
     if not difference < limit:
         raise EngineError(f"{case.name} in {dtype} differs by {difference:.1e} from torch, over {limit:.0e}")
     moved = traffic(kernel, case.shapes, case.attributes, inputs[0].element_size())
-    kernel_us = _time(lambda: fast(*inputs, **case.attributes))
+    kernel_us = time_us(lambda: fast(*inputs, **case.attributes))
     return Timing(
         name=case.name,
         operator=case.operator,
@@ -178,17 +178,17 @@ def _attention_alone(case: Case, dtype: torch.dtype) -> float | None:
     )
     bias = torch.zeros((1, attributes["heads"], queries, keys), device="cuda").to(dtype)
     mask = None if case.operator == "SeededWindowAttention" else bias
-    return _time(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    return time_us(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
 
-def _time(call: Callable[[], Tensor]) -> float:
-    """Median microseconds of one call, from ROUNDS replays of a graph of REPEATS calls."""
+def time_us(call: Callable[[], Tensor], repeats: int = REPEATS) -> float:
+    """Median microseconds of one call, from ROUNDS replays of a CUDA graph of `repeats` calls."""
     for _ in range(3):
         call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             call()
     graph.replay()
     samples = []
@@ -198,7 +198,7 @@ def _time(call: Callable[[], Tensor]) -> float:
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        samples.append(start.elapsed_time(end) * 1e3 / REPEATS)
+        samples.append(start.elapsedtime_us(end) * 1e3 / repeats)
     return round(statistics.median(samples), 3)
 
 
@@ -206,7 +206,7 @@ def copy_bandwidth() -> float:
     """GB/s, read and written, of copying a tensor that no cache holds."""
     source = torch.empty(2**28, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return round(2 * source.nbytes / _time(lambda: target.copy_(source)) / 1e3, 1)
+    return round(2 * source.nbytes / time_us(lambda: target.copy_(source)) / 1e3, 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
