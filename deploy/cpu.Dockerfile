@@ -1,7 +1,7 @@
 # A server on CPUs. From the repository's root:
 #   docker build -f deploy/cpu.Dockerfile -t saccade:cpu .
 #   docker run --read-only -p 8000:8000 -v ./bundles:/bundles:ro saccade:cpu /bundles/my_bundle
-FROM python:3.12.8-slim-bookworm AS build
+FROM python:3.12.12-slim-bookworm AS build
 WORKDIR /source
 COPY . .
 # Without pip inside: the environment is copied into an image that installs nothing. What is installed is
@@ -10,7 +10,7 @@ COPY . .
 RUN python -m venv --without-pip /opt/saccade \
     && pip --python /opt/saccade/bin/python install --no-cache-dir ".[cpu,serve]"
 
-FROM python:3.12.8-slim-bookworm
+FROM python:3.12.12-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home saccade
 COPY --from=build /opt/saccade /opt/saccade
 ENV PATH="/opt/saccade/bin:$PATH" \

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from saccade.batching import Limits
-from saccade.cli.app import AsJson, PrecisionName, app
+from saccade.cli.app import AsJson, PrecisionName, Threads, app
 from saccade.serving.triton import Device, Engine, RepositoryOptions, write_repository
 from saccade.terminal import new_table, out, print_json
 
@@ -31,6 +31,7 @@ def triton(
         float, typer.Option(metavar="MS", min=0, help="How long a picture waits for company.")
     ] = 0.0,
     instances: Annotated[int, typer.Option(metavar="N", min=1, help="Copies of each model.")] = 1,
+    threads: Threads = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option("--prompt", metavar="TEXT", help="Zero-shot: a class in words; repeat it for each."),
@@ -48,6 +49,7 @@ def triton(
         limits=Limits(max_batch, delay),
         instances=instances,
         device=cast(Device, device),
+        threads=threads,
         prompts=tuple(prompts or ()),
     )
     written = write_repository(bundles, repository, options, force=force)

@@ -25,7 +25,7 @@ from saccade import bundle as bundles
 from saccade.batching import Limits
 from saccade.bundle import Bundle, Graph
 from saccade.engines.conformance import read_sample
-from saccade.engines.engine import TensorSpec
+from saccade.engines.engine import EngineOptions, TensorSpec
 from saccade.engines.tensorrt import plans
 from saccade.errors import UsageError
 from saccade.serving import triton_answers as answers
@@ -54,7 +54,8 @@ class RepositoryOptions:
     """engine: what runs the graphs. "tensorrt" and "onnxruntime" are Triton's own backends; "python" is
     `saccade.load` inside the Python model; "auto" is "tensorrt" where the bundle has a plan in `precision`,
     else "onnxruntime". limits: of the batches that Triton makes, and of its queue. instances: copies of each
-    model. device: "cpu", or "cuda" for each GPU of the server. prompts: the classes of zero-shot bundles.
+    model. device: "cpu", or "cuda" for each GPU of the server. threads: CPU threads within one operator, of
+    each instance. prompts: the classes of zero-shot bundles.
     """
 
     engine: Engine = "auto"
@@ -62,15 +63,17 @@ class RepositoryOptions:
     limits: Limits = Limits()  # noqa: RUF009 -- frozen
     instances: int = 1
     device: Device = "cpu"
+    threads: int | None = None
     prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.engine not in get_args(Engine):
             raise UsageError(f"engine {self.engine!r}: choose {', '.join(get_args(Engine))}")
-        if self.device not in ("cpu", "cuda") or self.instances < 1:
+        if self.device not in get_args(Device) or self.instances < 1:
             raise UsageError(
                 f"device {self.device!r}, instances {self.instances}: cpu or cuda, and at least 1"
             )
+        EngineOptions(self.device, self.threads)  # refuses what cannot be
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +193,12 @@ def _write_in_process(place: _Place, name: str, bundle: Bundle, options: Reposit
     graphs = [bundles.graph_in(bundle, each, options.precision) for each in bundle.graphs]
     # Detectors in a lower precision have no answers to compare with.
     proven = all(graph.sample for graph in graphs) and options.precision == "fp32"
-    settings = {"bundle": "bundle", "precision": options.precision, "prove": proven}
+    settings = {
+        "bundle": "bundle",
+        "precision": options.precision,
+        "threads": options.threads,
+        "prove": proven,
+    }
     written = _write_python(place, name, bundle, settings, options, options.device)
     inside = place.staging / name / str(written.version) / "bundle"
     for file in (*bundle.files, bundles.MANIFEST):
@@ -247,8 +255,9 @@ def _write_onnx(place: _Place, name: str, graph: Graph, options: RepositoryOptio
     # With weights beside it, a model is a folder of this name with a file of this name in it.
     (folder / "model.onnx").mkdir()
     shutil.copyfile(source, folder / "model.onnx" / "model.onnx")
+    content = source.read_bytes()
     for beside in source.parent.iterdir():
-        if beside.suffix != ".onnx":
+        if beside != source and beside.name.encode() in content:  # the weights that it names
             shutil.copyfile(beside, folder / "model.onnx" / beside.name)
     _write_config(
         folder,
@@ -259,6 +268,7 @@ def _write_onnx(place: _Place, name: str, graph: Graph, options: RepositoryOptio
             "input": config.tensors(graph.inputs),
             "output": config.tensors(graph.outputs),
             **config.instances(options.instances, options.device),
+            **config.parameters({"intra_op_thread_count": options.threads}),
             **_warm_up(folder, _sample(graph)),
         },
     )

@@ -15,7 +15,7 @@ from saccade.batching import Limits
 from saccade.engines.engine import TensorSpec
 from saccade.errors import UsageError
 
-__all__ = ["Message", "Word", "batching", "instances", "tensors", "text", "warm_up"]
+__all__ = ["Message", "Word", "batching", "instances", "parameters", "tensors", "text", "warm_up"]
 
 # Fields by name; a repeated one is a list, a map a list of {"key": ..., "value": ...}.
 Message: TypeAlias = Mapping[str, Any]
@@ -114,6 +114,12 @@ def instances(count: int, device: str) -> Message:
     """`count` copies of the model: on the CPU, or with "cuda" on each GPU that the server has."""
     kind = "KIND_CPU" if device == "cpu" else "KIND_GPU"
     return {"instance_group": [{"count": count, "kind": Word(kind)}]}
+
+
+def parameters(values: Mapping[str, object | None]) -> Message:
+    """What a backend is told by name; None leaves it to the backend."""
+    given = {key: str(value) for key, value in values.items() if value is not None}
+    return {"parameters": [{"key": key, "value": {"string_value": value}} for key, value in given.items()]}
 
 
 def warm_up(sample: Mapping[str, NDArray[np.generic]]) -> Message:

@@ -165,8 +165,13 @@ def _device(args: Mapping[str, str]) -> str:
 def _open(settings: Mapping[str, Any], folder: Path, server: Any, device: str) -> Predictor[Any]:
     """The predictor over models of this server, or over an engine of its own, which repeats its sample."""
     if "bundle" in settings:
-        bundle, precision = folder / settings["bundle"], settings["precision"]
-        return saccade.load(bundle, precision=precision, device=device, prove=settings["prove"])
+        return saccade.load(
+            folder / settings["bundle"],
+            precision=settings["precision"],
+            device=device,
+            threads=settings["threads"],
+            prove=settings["prove"],
+        )
     card = Card.from_json(settings["card"])
     engines = {
         name: TritonEngine(server, graph["model"], _specs(graph["inputs"]), _specs(graph["outputs"]))

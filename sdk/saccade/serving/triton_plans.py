@@ -16,6 +16,7 @@ from saccade.engines.engine import TensorSpec
 from saccade.engines.tensorrt import plans
 from saccade.engines.tensorrt.plans import Record
 from saccade.errors import UsageError
+from saccade.serving import triton_config as config
 
 __all__ = ["Plan", "find_plans"]
 
@@ -51,7 +52,7 @@ class Plan:
         return {
             "default_model_filename": next(iter(self.files)),
             "cc_model_filenames": [{"key": key, "value": name} for key, name in self.capabilities.items()],
-            "parameters": [{"key": "tensorrt_version", "value": {"string_value": self.records[0].version}}],
+            **config.parameters({"tensorrt_version": self.records[0].version}),
         }
 
     def fitting(self, sample: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -22,8 +23,9 @@ import yaml
 from tests import every_task, triton_server
 
 import saccade
-from saccade.errors import MissingDependency, UsageError
+from saccade.errors import EngineError, MissingDependency, UsageError
 from saccade.serving import ray_data, ray_serve
+from saccade.serving.settings import ServerSettings
 from saccade.serving.triton import RepositoryOptions, write_repository
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "deploy" / "ray" / "serve.yaml"
@@ -63,6 +65,47 @@ def test_ray_is_asked_for_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> 
         ray_serve.app({"bundles": MODEL})
     with pytest.raises(MissingDependency, match=r"pip install 'saccade\[ray\]'"):
         ray_data.read_pictures("pictures")
+
+
+def test_a_replica_is_healthy_while_its_models_are_ready() -> None:
+    """Without Ray: what it does with the builder and the class, in its order."""
+    replica = ray_serve.Replica()
+    replica.app = ray_serve._builder([MODEL], ServerSettings(threads=1))()
+    with pytest.raises(EngineError, match="not ready"):
+        replica.check_health()
+
+    async def live() -> None:
+        async with replica.app.router.lifespan_context(replica.app):
+            replica.check_health()
+
+    asyncio.run(live())
+
+
+def test_a_worker_answers_rows(files: dict[str, bytes]) -> None:
+    options = ray_data.DatasetOptions(engine="onnxruntime", column="picture")
+    worker = ray_data.Worker(MODEL, options)
+    batch = {"path": np.array(list(files), object), "picture": np.array(list(files.values()), object)}
+    answered = worker(batch)
+    assert list(answered) == ["path", "answer", "error"]
+    with saccade.load(MODEL, "onnxruntime", threads=1) as classify:
+        expected = [each.to_json() for each in classify(list(files.values())[:-1])]
+    assert [json.loads(text) for text in answered["answer"][:-1]] == expected
+    assert answered["answer"][-1] == ""
+    assert "not a picture" in answered["error"][-1]
+    only_broken = worker({name: values[-1:] for name, values in batch.items()})
+    assert only_broken["answer"].tolist() == [""]
+
+
+def test_a_worker_knows_its_classes(tmp_path: Path) -> None:
+    bundle = every_task.write("zero_shot", tmp_path / "zoo").path
+    options = ray_data.DatasetOptions(engine="onnxruntime", prompts=every_task.PROMPTS)
+    answered = ray_data.Worker(str(bundle), options)({"bytes": np.array(every_task.pictures()[:1], object)})
+    assert tuple(scores(json.loads(answered["answer"][0]))) == every_task.PROMPTS
+
+
+def test_options_that_cannot_be() -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        ray_data.DatasetOptions(workers=0)
 
 
 @pytest.mark.slow
