@@ -11,7 +11,8 @@ for a while, these are the four lines that say all there is to say:
     python -m saccade.benchmarks.kernels --out benchmarks/results
     python -m saccade.benchmarks.kernel_models --out benchmarks/results
 
-`saccade accept digits-stvit --precision fp32 --flavour tensorrt_rtx` says whether TensorRT for RTX runs there.
+Whether TensorRT for RTX runs there is said by
+`saccade accept digits-stvit --precision fp32 --flavour tensorrt_rtx`.
 """
 
 from __future__ import annotations
