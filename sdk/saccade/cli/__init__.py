@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from saccade.cli import (  # noqa: F401 -- each adds its commands to the app
     acceptance,
+    benchmarking,
     building,
     engines,
     looking,
