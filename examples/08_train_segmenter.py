@@ -2,27 +2,39 @@
 
     python examples/08_train_segmenter.py --out /tmp/segmenter.safetensors
 
-The same seed on the same machine and library versions gives the same weights. They are written after every
-epoch, so that a training that is cut short leaves what it had.
+One process paints, one learns. The same seed on the same machine and library versions gives the same weights.
+They are written after every epoch, so that a training that is cut short leaves what it had.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from digits import nets, objects, optimization, segmentation
 from digits.segmentation import NET
 
 SCENES_PER_EPOCH = 1000
-# More digits to learn from in each scene than there are to be found.
-CROWDED = objects.Layout(objects=(6, 10))
+# More digits to learn from in each scene than there are to be found, of more kinds and sizes.
+CROWDED = objects.Layout(objects=(6, 11), side_px=(30.0, 104.0), varied=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Batch `step` of a training: images (B, 3, H, W) and classes (B, H, W)."""
+
+    seed: int
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        rows = range(step * NET.batch, (step + 1) * NET.batch)
+        return segmentation.batch([objects.scene("train", 1000 + self.seed, row, CROWDED) for row in rows])
 
 
 def main() -> None:
@@ -34,7 +46,6 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=100, help="scenes to watch the progress on")
     parser.add_argument("--held-out", type=int, default=0, help="scenes to measure the result on, at the end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--average", type=float, metavar="DECAY", help="keep the running mean of the weights")
     parser.add_argument("--start", type=Path, help="weights of a segmenter to go on from")
     options = parser.parse_args()
     start = time.perf_counter()
@@ -50,45 +61,40 @@ def train(options: argparse.Namespace) -> nn.Module:
     """Return the trained network in eval mode."""
     torch.manual_seed(options.seed)
     module = segmentation.trained(options.start) if options.start else segmentation.fresh()
-    batches = -(-options.scenes // NET.batch)
-    optimizer, schedule = optimization.prepare(
-        module, options.learning_rate, NET.weight_decay, options.epochs * batches
+    each = -(-options.scenes // NET.batch)
+    steps = options.epochs * each
+    optimizer, schedule = optimization.prepare(module, options.learning_rate, NET.weight_decay, steps)
+    batches = DataLoader(
+        Batches(options.seed),
+        batch_size=None,
+        sampler=range(steps),
+        num_workers=1,
+        multiprocessing_context="spawn",
     )
-    kept = averaged(module, options.average) if options.average else None
-    watched = objects.validation(options.validation)
+    watched, total = objects.validation(options.validation), 0.0
     with Progress() as progress:
-        task = progress.add_task(NET.name, total=options.epochs * batches)
-        for epoch in range(options.epochs):
+        task = progress.add_task(NET.name, total=steps)
+        for step, (images, classes) in enumerate(batches):
             module.train()
+            # Half of the rows and columns, others in every step, say nearly as much for a quarter of work.
+            first = step % 2, step // 2 % 2
+            logits = segmentation.every_other(module(images), images.shape[-2:], first)
+            loss = segmentation.loss(logits, classes[:, first[0] :: 2, first[1] :: 2])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+            progress.advance(task)
+            if (step + 1) % each:
+                continue
+            nets.save(module, NET, options.out)
+            iou = segmentation.mean_iou(module.eval(), watched)
+            done = f"epoch {(step + 1) // each}/{options.epochs}"
+            progress.console.print(f"{done}: loss {total / each:.4f}, validation IoU {iou:.2%}")
             total = 0.0
-            for number in range(batches):
-                seed, first = 1000 * (options.seed + 1) + epoch, number * NET.batch
-                painted = [objects.scene("train", seed, first + i, CROWDED) for i in range(NET.batch)]
-                images, classes = segmentation.batch(painted)
-                loss = segmentation.loss(segmentation.pixel_logits(module, images), classes)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                if kept is not None:
-                    kept.update_parameters(module)
-                total += loss.item()
-                progress.advance(task)
-            result = (module if kept is None else kept.module).eval()
-            nets.save(result, NET, options.out)
-            iou = segmentation.mean_iou(result, watched)
-            done = f"epoch {epoch + 1}/{options.epochs}"
-            progress.console.print(f"{done}: loss {total / batches:.4f}, validation IoU {iou:.2%}")
-    return result
-
-
-def averaged(module: nn.Module, decay: float) -> AveragedModel:
-    """A copy of `module` whose weights follow it, each step by 1 - `decay` of the way.
-
-    Its batch norms, two in the stem, keep the statistics that they begin with: for a second round.
-    """
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return module
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from digits import scenes
+from digits import scenes, variation
 from digits.scenes import Pixels, Pose, Source
 
 Part = Literal["train", "validation", "held-out"]
@@ -40,12 +40,14 @@ _TURN_RAD = 0.02  # at most, per frame
 class Layout:
     """What a scene looks like. objects: fewest and most digits; side_px: smallest and largest 8 x 8 cells.
 
+    varied: whether digits and photographs are changed by `digits.variation`, for training.
     The default size suits backbones with windows of 7: no stage has to pad its map.
     """
 
     size_hw: tuple[int, int] = (224, 224)
     objects: tuple[int, int] = (3, 7)
     side_px: tuple[float, float] = (32.0, 96.0)
+    varied: bool = False
 
 
 AERIAL = Layout((1200, 1600), (60, 60), (32.0, 96.0))
@@ -176,6 +178,8 @@ def _background(source: Source, layout: Layout, rng: np.random.Generator) -> Ima
     crop = photo[top : top + need[0], left : left + need[1]]
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
+    if layout.varied:
+        crop = variation.recoloured(crop, rng)
     whole = Image.fromarray(crop).resize(layout.size_hw[::-1], Image.Resampling.BILINEAR)
     return scenes.towards(whole, "black", 1 - rng.uniform(*scenes.DIMMED))
 
@@ -184,8 +188,9 @@ def _digit(source: Source, layout: Layout, rng: np.random.Generator) -> Digit:
     index = int(rng.integers(len(source.labels)))
     # Sizes are uniform on a logarithmic scale: as many small digits as large ones at every zoom.
     side_px = float(np.exp(rng.uniform(*np.log(layout.side_px))))
+    glyph = source.glyphs[index]
     return Digit(
-        source.glyphs[index],
+        variation.bent(glyph, rng) if layout.varied else glyph,
         int(source.labels[index]),
         _centre(layout, side_px, rng),
         Pose(side_px, rng.uniform(-0.25, 0.25), rng.uniform(-0.12, 0.12), rng.uniform(0.9, 1.1)),

@@ -51,9 +51,17 @@ def test_the_loss_is_least_for_the_truth() -> None:
     blank = torch.zeros_like(right)
     blank[:, 0] = 20.0
     share = (classes == 0).float().mean()
-    cross_entropy = 20 * (1 - share)
+    cross_entropy = 20 * (1 - share) + np.log(10)  # no digit is likelier than another
     expected = cross_entropy + 1 - share / len(classes.unique())
     torch.testing.assert_close(segmentation.loss(blank, classes), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("first_yx", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_every_other_pixel_is_what_all_of_them_say(first_yx: tuple[int, int]) -> None:
+    logits = torch.randn(2, 11, 6, 8, generator=torch.Generator().manual_seed(0))
+    every = nn.functional.interpolate(logits, (24, 32), mode="bilinear", align_corners=False)
+    expected = every[:, :, first_yx[0] :: 2, first_yx[1] :: 2]
+    torch.testing.assert_close(segmentation.every_other(logits, (24, 32), first_yx), expected)
 
 
 def test_the_shipped_weights_are_small_and_tell_how_to_build_their_network() -> None:
