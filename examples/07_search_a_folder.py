@@ -12,10 +12,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-
 import saccade
-from digits import captions, contrastive, scenes
+from digits import captions, contrastive, folders, scenes
 from saccade.gallery.sheet import contact_sheet
 
 
@@ -27,7 +25,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for a sheet of what was found")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = write_pictures(Path(scratch) / "pictures", options.pictures)
+        painted = captions.held_out(options.pictures, scenes.SIZE_PX)
+        folder = folders.write_captioned(painted, Path(scratch) / "pictures")
         bundle = contrastive.export(Path(scratch) / "bundle")
         with saccade.load(bundle.path) as model:
             gallery = saccade.Gallery.index(folder, model, Path(scratch) / "gallery")
@@ -36,16 +35,6 @@ def main() -> None:
             print(f"{hit.similarity:.3f} {hit.path.name}")
         if options.out is not None:
             contact_sheet(hits, options.text).save(options.out)
-
-
-def write_pictures(folder: Path, count: int) -> Path:
-    """Held-out pictures, named by what they show."""
-    folder.mkdir(parents=True)
-    painted = captions.held_out(count, scenes.SIZE_PX)
-    for index, (digit, place) in enumerate(zip(painted.digits, painted.places, strict=True)):
-        name = f"{index:04d}_{scenes.LABELS[digit]}_{captions.PLACES[place]}.png"
-        Image.fromarray(painted.images[index]).save(folder / name)
-    return folder
 
 
 if __name__ == "__main__":

@@ -61,6 +61,20 @@ def scores(
     return np.stack([answer.scores for answer in answers])
 
 
+def labelled(
+    bundle: str | Path, drawn: Sequence[objects.Scene], engine: str = "auto", batch: int = 10
+) -> scenes.Pixels:
+    """(n, H, W): the class that the bundle of a segmenter gives each pixel of each scene on `engine`."""
+    with saccade.load(bundle, engine=engine) as segment:
+        starts = range(0, len(drawn), batch)
+        answers = [
+            answer
+            for start in starts
+            for answer in segment([scene.image for scene in drawn[start : start + batch]])
+        ]
+    return np.stack([answer.labels for answer in answers])
+
+
 def found(
     bundle: str | Path, drawn: Sequence[objects.Scene], engine: str = "auto", batch: int = 10
 ) -> list[Detections]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from digits.captions import PLACES, Captioned
 from digits.objects import Scene
 from digits.scenes import LABELS, Pixels
 
@@ -35,6 +36,14 @@ def write_semantic(scenes: Sequence[Scene], folder: Path) -> Path:
     for index, scene in enumerate(scenes):
         _write_picture(scene.image, folder / IMAGES / _file_name(index))
         _write_picture(scene.semantic, folder / LABEL_MAPS / _file_name(index))
+    return folder
+
+
+def write_captioned(pictures: Captioned, folder: Path) -> Path:
+    """Write `folder`/0000_seven_flower.png ..., named by what they show."""
+    for index, (digit, place) in enumerate(zip(pictures.digits, pictures.places, strict=True)):
+        name = f"{index:04d}_{LABELS[digit]}_{PLACES[place]}.png"
+        _write_picture(pictures.images[index], folder / name)
     return folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,14 @@ GAP_PX = 36
 MARGIN_PX = 56
 HEADER_PX = 128
 CAPTION_PX = 62
+LINE_PX = 44  # of a row's caption
 FOOTER_PX = 40
 CORNER_PX = 14
 
 PAPER, INK, FAINT, TRACK = "#ffffff", "#16181d", "#737883", "#e9ebef"
 RIGHT, WRONG = "#2f7d5b", "#c8372d"
+
+Colour = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,20 +35,42 @@ class Answer:
     truth: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Pictures (224, 224, 3) uint8 under a caption. wrong: the places among them that are to be framed."""
+
+    caption: str
+    pictures: Sequence[npt.NDArray[np.uint8]]
+    wrong: Sequence[int] = ()
+
+
 def draw(answers: Sequence[Answer], title: str, subtitle: str, footer: str) -> Image.Image:
     """A sheet of `answers`, row by row; wrong ones are framed and say what would have been right."""
-    rows = -(-len(answers) // COLUMNS)
-    width = 2 * MARGIN_PX + COLUMNS * CELL_PX + (COLUMNS - 1) * GAP_PX
     row_px = CELL_PX + CAPTION_PX + GAP_PX
-    sheet = Image.new("RGB", (width, MARGIN_PX + HEADER_PX + rows * row_px + FOOTER_PX), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN_PX, MARGIN_PX), title, INK, _font(44))
-    pen.text((MARGIN_PX, MARGIN_PX + 62), subtitle, FAINT, _font(22))
+    sheet, pen = _headed(title, subtitle, footer, -(-len(answers) // COLUMNS) * row_px)
     for index, answer in enumerate(answers):
         row, column = divmod(index, COLUMNS)
         left = MARGIN_PX + column * (CELL_PX + GAP_PX)
         _draw_cell(sheet, pen, answer, left, MARGIN_PX + HEADER_PX + row * row_px)
-    pen.text((MARGIN_PX, sheet.height - MARGIN_PX), footer, FAINT, _font(18))
+    return sheet
+
+
+def rows(
+    content: Sequence[Row], title: str, subtitle: str, footer: str, legend: Mapping[str, Colour] | None = None
+) -> Image.Image:
+    """A sheet of `content`, at most six pictures a row, and below it what the colours of `legend` mean."""
+    row_px, legend_px = LINE_PX + CELL_PX + GAP_PX, CAPTION_PX if legend else 0
+    sheet, pen = _headed(title, subtitle, footer, len(content) * row_px + legend_px)
+    top = MARGIN_PX + HEADER_PX
+    for row in content:
+        pen.text((MARGIN_PX, top + LINE_PX - 18), row.caption, INK, _font(26), anchor="ls")
+        for column, picture in enumerate(row.pictures):
+            left = MARGIN_PX + column * (CELL_PX + GAP_PX)
+            if column in row.wrong:
+                _frame(pen, left, top + LINE_PX)
+            sheet.paste(Image.fromarray(picture), (left, top + LINE_PX), _rounded(CELL_PX, CORNER_PX))
+        top += row_px
+    _draw_legend(pen, legend or {}, top, (sheet.width - 2 * MARGIN_PX) / max(1, len(legend or {})))
     return sheet
 
 
@@ -61,12 +86,38 @@ def grid(pictures: Sequence[Image.Image], columns: int = 3) -> Image.Image:
     return sheet
 
 
+def _headed(
+    title: str, subtitle: str, footer: str, content_px: int
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A sheet with room for `content_px` between its header and its footer."""
+    width = 2 * MARGIN_PX + COLUMNS * CELL_PX + (COLUMNS - 1) * GAP_PX
+    sheet = Image.new("RGB", (width, MARGIN_PX + HEADER_PX + content_px + FOOTER_PX), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN_PX, MARGIN_PX), title, INK, _font(44))
+    pen.text((MARGIN_PX, MARGIN_PX + 62), subtitle, FAINT, _font(22))
+    pen.text((MARGIN_PX, sheet.height - MARGIN_PX), footer, FAINT, _font(18))
+    return sheet, pen
+
+
+def _draw_legend(pen: ImageDraw.ImageDraw, legend: Mapping[str, Colour], top: int, step_px: float) -> None:
+    """Swatches with names, `step_px` apart."""
+    for place, (name, colour) in enumerate(legend.items()):
+        left = round(MARGIN_PX + place * step_px)
+        pen.rounded_rectangle((left, top, left + 24, top + 24), 6, fill=colour)
+        pen.text((left + 36, top + 12), name, INK, _font(22), anchor="lm")
+
+
+def _frame(pen: ImageDraw.ImageDraw, left: int, top: int) -> None:
+    """Around a picture that is a mistake."""
+    frame = (left - 7, top - 7, left + CELL_PX + 6, top + CELL_PX + 6)
+    pen.rounded_rectangle(frame, CORNER_PX + 7, outline=WRONG, width=4)
+
+
 def _draw_cell(sheet: Image.Image, pen: ImageDraw.ImageDraw, answer: Answer, left: int, top: int) -> None:
     right = answer.answer == answer.truth
     colour = RIGHT if right else WRONG
     if not right:
-        frame = (left - 7, top - 7, left + CELL_PX + 6, top + CELL_PX + 6)
-        pen.rounded_rectangle(frame, CORNER_PX + 7, outline=WRONG, width=4)
+        _frame(pen, left, top)
     sheet.paste(Image.fromarray(answer.image), (left, top), _rounded(CELL_PX, CORNER_PX))
     baseline = top + CELL_PX + 40
     pen.text((left, baseline), answer.answer, INK if right else WRONG, _font(26), anchor="ls")

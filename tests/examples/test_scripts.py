@@ -52,9 +52,9 @@ def test_train(tmp_path: Path) -> None:
 
 
 def test_compare_engines() -> None:
-    said = run("03_compare_engines.py", "deepmad", "--pictures", "20")
-    assert "onnxruntime" in said
-    assert "openvino" in said
+    said = run("03_compare_engines.py", "deepmad", "segmenter", "--pictures", "20", "--scenes", "2")
+    assert said.count("onnxruntime") == 2
+    assert said.count("openvino") == 2
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_lower_precision(tmp_path: Path) -> None:
 
 
 def test_demo(tmp_path: Path) -> None:
-    said = run("demo.py", "--out", str(tmp_path), "--pictures", "48", "--scenes", "0")
+    said = run("demo.py", "--out", str(tmp_path), "--pictures", "48", "--scenes", "0", "--searched", "0")
     assert "agrees" in said
     assert bundle.read(tmp_path / "digits-stvit").card.labels[4] == "four"
     with Image.open(tmp_path / "demo.png") as sheet:
@@ -128,14 +128,22 @@ def test_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo_detects(tmp_path: Path) -> None:
-    said = run("demo.py", "--out", str(tmp_path), "--pictures", "8", "--scenes", "6")
+def test_demo_finds_labels_and_searches(tmp_path: Path) -> None:
+    said = run("demo.py", "--out", str(tmp_path), "--pictures", "8", "--scenes", "6", "--searched", "60")
     assert "mask AP50" in said
-    found = bundle.read(tmp_path / "digits-detector")
-    assert found.task == "instance_segmentation"
-    assert found.card.labels[4] == "four"
-    with Image.open(tmp_path / "demo-detected.png") as sheet:
-        assert sheet.width > 600
+    assert "mean IoU" in said
+    assert '"a picture of the number zero": ' in said
+    assert "differs" not in said
+    for name, task in (
+        ("detector", "instance_segmentation"),
+        ("segmenter", "semantic_segmentation"),
+        ("contrastive", "zero_shot"),
+    ):
+        assert bundle.read(tmp_path / f"digits-{name}").task == task
+    for name, least_px in (("detected", 600), ("segmented", 1600), ("found", 1600)):
+        with Image.open(tmp_path / f"demo-{name}.png") as sheet:
+            assert sheet.width > least_px
+    assert len(list((tmp_path / "pictures").iterdir())) == 60
 
 
 @pytest.fixture(scope="module")
