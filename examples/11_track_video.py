@@ -90,7 +90,7 @@ def main() -> None:
         tracks = track(bundle, video, options.out)
     for number, each in enumerate(tracks):
         label, times = each.labels.most_common(1)[0]
-        print(f"#{number}: {label}, seen in {each.labels.total()} frames, {times} times as this")
+        print(f"#{number}: {label} in {times} of the {each.labels.total()} frames that it was seen in")
     print(f"{len(tracks)} objects; wrote {options.out}")
 
 
