@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.engines.engine import TensorSpec
+from saccade.errors import UsageError
 
 __all__ = ["JSON", "Column", "columns", "json_column", "specs", "stacked"]
 
@@ -41,7 +42,8 @@ _BOXES: Mapping[str, Column] = {
 
 
 def columns(task: str, width: int) -> Mapping[str, Column]:
-    """The outputs of a task, less the JSON. width: classes, or numbers of an embedding."""
+    """The outputs of a task, less the JSON. width: classes, or numbers of an embedding. UsageError for a
+    task without a predictor."""
     labels = "uint8" if width <= 256 else "uint16"
     by_task: Mapping[str, Mapping[str, Column]] = {
         "classification": {"scores": Column("float32", (width,), lambda result: result.scores)},
@@ -61,6 +63,8 @@ def columns(task: str, width: int) -> Mapping[str, Column]:
             "size_hw": Column("int32", (2,), lambda result: result.depth.shape),
         },
     }
+    if task not in by_task:
+        raise UsageError(f"there is no predictor for {task}; there are predictors for {', '.join(by_task)}")
     return by_task[task]
 
 

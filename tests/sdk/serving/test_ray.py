@@ -226,14 +226,35 @@ def test_tensors_pass_unchanged(served: str) -> None:
         np.testing.assert_array_equal(given, classify.engine.run({"image": image})["logits"])
 
 
-@pytest.mark.slow
-def test_load_brings_a_replica_on_the_other_node(served: str, tmp_path: Path) -> None:
+def running() -> int:
+    """How many replicas there are."""
     from ray import serve
 
-    def running() -> int:
-        (deployment,) = serve.status().applications["saccade"].deployments.values()
-        return int(deployment.replica_states.get("RUNNING", 0))
+    (deployment,) = serve.status().applications["saccade"].deployments.values()
+    return int(deployment.replica_states.get("RUNNING", 0))
 
+
+@pytest.mark.slow
+def test_a_replica_that_dies_is_replaced(served: str) -> None:
+    import ray
+
+    def replicas() -> set[str]:
+        actors = ray.util.list_named_actors(all_namespaces=True)
+        return {each["name"] for each in actors if each["name"].startswith("SERVE_REPLICA::saccade")}
+
+    (dead,) = replicas()
+    ray.kill(ray.get_actor(dead, namespace="serve"))
+    until = time.monotonic() + 90
+    while running() != 1 or dead in replicas():
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    file = every_task.pictures()[0]
+    with saccade.load(MODEL, "onnxruntime", threads=1) as classify:
+        assert predict(served, file) == scores(classify(file).to_json())
+
+
+@pytest.mark.slow
+def test_load_brings_a_replica_on_the_other_node(served: str) -> None:
     file = every_task.pictures()[0]
     with saccade.load(MODEL, "onnxruntime", threads=1) as classify:
         expected = scores(classify(file).to_json())
