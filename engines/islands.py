@@ -79,7 +79,7 @@ def search(
         tried[count] = converted, compare(emulate(converted.model, OPSET), samples)
         return all(each.agrees for each in tried[count][1])
 
-    count = _least(meets, sum(each.magnitude > limit for each in effects.values()), len(ranked))
+    count = least_count(meets, sum(each.magnitude > limit for each in effects.values()), len(ranked))
     if count is None:
         wrong = next(each for each in tried[len(ranked)][1] if not each.agrees)
         raise ExportError(
@@ -89,7 +89,7 @@ def search(
     return Search(*tried[count], {name: effects[name] for name in ranked[:count]}, 1 + len(tried))
 
 
-def _least(meets: Callable[[int], bool], least: int, most: int) -> int | None:
+def least_count(meets: Callable[[int], bool], least: int, most: int) -> int | None:
     """The least count from `least` on that meets, by doubling and then halving; None if `most` does not."""
     failed, count = least - 1, least
     while not meets(count):

@@ -21,7 +21,13 @@ from saccade.errors import EngineError, UsageError
 
 # Layers whose operands decide the precision of a network; ATTENTION_INPUT is the native fused attention.
 WORKING_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT")
-OPERANDS: Mapping[str, str] = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+OPERANDS: Mapping[str, str] = {
+    "fp32": "FLOAT",
+    "tf32": "FLOAT",
+    "fp16": "HALF",
+    "bf16": "BF16",
+    "int8": "FLOAT",  # between Q/DQ nodes, which the builder fuses into the layers
+}
 NUMPY: Mapping[str, str] = {
     "FLOAT": "float32",
     "HALF": "float16",

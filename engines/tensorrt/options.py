@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from saccade.engines.tensorrt.flavours import FLAVOURS, flavour
 from saccade.errors import UsageError
 
-Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Binding = Literal["function", "plugin", "auto"]
 Compatibility = Literal["none", "ampere+", "same_capability"]
 CURRENT = "current"

@@ -69,10 +69,10 @@ def graph_in(bundle: Bundle, name: str, precision: str = "fp32") -> Graph:
     if precision in _FLOAT32:
         return graph
     if precision not in graph.files:
-        raise UsageError(
-            f"{bundle.name} has no graph in {precision}: saccade convert {bundle.path} "
-            f"--precision {precision} --out DIR"
-        )
+        how = f"convert {bundle.path} --precision {precision}"
+        if precision == "int8":
+            how = f"quantize {bundle.path} --int8 --calibration PICTURES"
+        raise UsageError(f"{bundle.name} has no graph in {precision}: saccade {how} --out DIR")
     inside = f"{precision}."
     own = {v.removeprefix(inside): path for v, path in graph.files.items() if v.startswith(inside)}
     return replace(graph, files={"source": graph.files[precision], **own})

@@ -69,8 +69,8 @@ def convert(
     shown = {} if pictures is None else _shown(bundle, Path(pictures))
 
     def fill(folder: Path) -> dict[str, Any]:
-        _copy(bundle, folder)
-        manifest, report = manifest_of(bundle), _report(bundle)
+        copy_files(bundle, folder)
+        manifest, report = manifest_of(bundle), report_of(bundle)
         for key in bundle.graphs:
             samples = [_sample(bundle, key), *_answered(bundle, key, shown.get(key, []))]
             for precision in precisions:
@@ -250,7 +250,7 @@ def _evidence(
 
 def float32_nodes(bundle: Bundle) -> dict[str, dict[str, list[str]]]:
     """For every graph of a lower precision in `bundle`: the nodes that stay float32, by the reason."""
-    return {graph: each["float32_nodes"] for graph, each in _report(bundle)["precisions"].items()}
+    return {graph: each["float32_nodes"] for graph, each in report_of(bundle)["precisions"].items()}
 
 
 def manifest_of(bundle: Bundle) -> dict[str, Any]:
@@ -282,14 +282,14 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
 
-def _copy(bundle: Bundle, folder: Path) -> None:
+def copy_files(bundle: Bundle, folder: Path) -> None:
     for name in bundle.files:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.path / name, target)
 
 
-def _report(bundle: Bundle) -> dict[str, Any]:
+def report_of(bundle: Bundle) -> dict[str, Any]:
     """verify.json as it is, with a place for what is compared here."""
     path = bundle.path / "verify.json"
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -304,7 +304,7 @@ def _report(bundle: Bundle) -> dict[str, Any]:
 def _sample(bundle: Bundle, key: str) -> Sample:
     """The graph's sample, with the float32 noise floors of its outputs in the place of tolerances."""
     sample = bundles.sample_of(bundle, key)
-    rows = [row for row in _report(bundle)["comparisons"] if row["graph"].split(".")[0] == key]
+    rows = [row for row in report_of(bundle)["comparisons"] if row["graph"].split(".")[0] == key]
     floors = {
         name: max((row["noise_floor"] for row in rows if row["output"] == name), default=0.0)
         for name in sample.outputs

@@ -16,6 +16,7 @@ from saccade import bundle as bundles
 from saccade import tuning
 from saccade.engines.engine import ENGINES, Engine, EngineOptions, open_engine, resolve_engine
 from saccade.errors import BundleError, UsageError
+from saccade.evidence import verdict_on
 from saccade.models.card import Card
 
 if TYPE_CHECKING:
@@ -145,6 +146,9 @@ def _load_bundle(
     logger.info("%s runs on %s (%s)", bundle.name, engine_name, options.device)
     if bundle.untrained:
         logger.warning("%s is untrained: its weights are random, for latency work only", bundle.name)
+    if found := verdict_on(bundle, precision):
+        pays, words = found
+        logger.log(logging.INFO if pays else logging.WARNING, "%s in %s %s", bundle.name, precision, words)
     return predictor
 
 

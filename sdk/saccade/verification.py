@@ -158,14 +158,14 @@ def verify_layers(
     """
     try:
         from saccade.engines import layers
-        from saccade.engines.precision import PRECISIONS
+        from saccade.engines.precision import precision_named
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"comparing layers needs {error.name}, which is not installed: pip install 'saccade[export,cpu]'"
         ) from error
     tested, yardstick = _two(engines, precision)
     bundle = bundles.read(bundles.resolve(name_or_path))
-    roundoff = 2.0**-24 if precision == "fp32" else PRECISIONS[precision].roundoff
+    roundoff = 2.0**-24 if precision == "fp32" else precision_named(precision).roundoff
     found = {}
     for name in bundle.graphs:
         sides = _tested(bundle, name, tested, precision), _yardstick(bundle, name, yardstick)

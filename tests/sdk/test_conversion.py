@@ -161,9 +161,9 @@ def with_fault(low: Bundle, out: Path) -> Bundle:
     """A copy of `low` in whose fp16 graph one number of the last product's weights is wrong."""
 
     def fill(folder: Path) -> dict[str, Any]:
-        from saccade.conversion import _copy, manifest_of
+        from saccade.conversion import copy_files, manifest_of
 
-        _copy(low, folder)
+        copy_files(low, folder)
         model = onnx.load(low.graphs["model"].files["fp16"])
         tensor = next(each for each in model.graph.initializer if each.name.startswith("matrix"))
         values = numpy_helper.to_array(tensor).copy()

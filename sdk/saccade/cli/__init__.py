@@ -18,6 +18,7 @@ from saccade.cli import (  # noqa: F401 -- each adds its commands to the app
     building,
     engines,
     looking,
+    quantizing,
     running,
     searching,
     serving,
