@@ -67,7 +67,8 @@ def bench(
 
 def combinations(wanted: Wanted) -> Iterator[Configuration]:
     """Every bundle, engine, precision, batch and number of threads, and the peers of each."""
-    engines = wanted.engines or _installed(wanted.device)
+    options = EngineOptions(wanted.device)
+    engines = tuple(resolve_engine(name, options) for name in wanted.engines) or _installed(wanted.device)
     threads = wanted.threads or (records.cores(),)
     for bundle in dict.fromkeys(wanted.bundles):
         for engine, precision, batch, count in itertools.product(

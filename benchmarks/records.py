@@ -184,7 +184,7 @@ def to_json(item: Record | Profile) -> dict[str, Any]:
 
 def from_json(plain: Mapping[str, Any]) -> Record | Profile:
     """The inverse of `to_json`; UsageError for what is no such object."""
-    schema = plain.get("schema")
+    schema = plain.get("schema") if isinstance(plain, Mapping) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise UsageError(
             f"records of schema {schema}, this version reads up to {SCHEMA}: pip install -U saccade"

@@ -59,7 +59,7 @@ def _sections(records: Sequence[Record], profiles: Sequence[Profile]) -> Iterato
     of_models = [record for record in records if record.configuration.model != CEILING]
     for model, threads in dict.fromkeys((r.configuration.model, r.configuration.threads) for r in of_models):
         found = [r for r in of_models if (r.configuration.model, r.configuration.threads) == (model, threads)]
-        drawn = charts.of_model(charts.measured(found), colour)
+        drawn = charts.of_model(charts.measured(found), colour) if charts.measured(found) else []
         yield Section(f"{model}, {_threads(threads)}", drawn, found)
     for model in dict.fromkeys(profile.configuration.model for profile in profiles):
         of_it = [profile for profile in profiles if profile.configuration.model == model and profile.layers]

@@ -85,12 +85,12 @@ def _range(values: Sequence[float], log: bool) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, log: bool) -> list[float]:
-    """Round numbers between `low` and `high`: about five, or 1, 2 and 5 times powers of ten."""
+    """Round numbers between `low` and `high`: about six, or 1, 2 and 5 times powers of ten."""
     if log:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         found = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
         return found if len(found) >= 2 else ticks(low, high, False)
-    rough = (high - low) / 5
+    rough = (high - low) / 6
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough)
     return [step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
