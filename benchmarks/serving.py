@@ -1,0 +1,363 @@
+"""The server under load, beside other servers of the same model, and beside the bare engine.
+
+    python -m saccade.benchmarks.serving --peers ~/.cache/saccade/peers --install --out benchmarks/results
+
+Servers get the first processor and clients the second, so that neither borrows from the other; the engine has
+one thread. Figures: processor time per request (whole process tree) and throughput at concurrency 1, 4, 16
+and 64 with a demo model on 602 kB of float32; throughput at 64 over the bare engine's at its best batch,
+in alternating rounds; what a trivial model's answers take beyond its engine, one at a time, by HTTP, gRPC
+and shared memory; idle memory. `--answers N` asks a trivial model for N answers whose values are known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade import bundle as bundles
+from saccade.benchmarks.serving_load import (
+    Connection,
+    Load,
+    infer_request,
+    plain_request,
+    press,
+    resident_bytes,
+)
+from saccade.benchmarks.serving_peers import PACKAGES, PROGRAMS
+from saccade.models.card import Card, Preprocessing
+
+DEMO = "digits-stvit"
+CONCURRENCIES = (1, 4, 16, 64)
+PATHS = {"saccade": "/v2/models/model/infer", "kserve": "/v2/models/model/infer", "litserve": "/predict"}
+SHARED = "saccade-benchmark"
+
+TRIVIAL = """<ir_version: 9, opset_import: ["": 20]>
+trivial (float[batch, 3, {side}, {side}] image) => (float[batch, 3] logits) {{
+    pooled = GlobalAveragePool (image)
+    logits = Flatten <axis = 1> (pooled)
+}}"""
+
+# One line in: rows and seconds (0: once). One line out: rows per second, processor ms per row.
+BARE = """
+import sys, time, numpy as np, saccade
+before = int(open("/proc/self/statm").read().split()[1])
+with saccade.load(sys.argv[1], threads=1) as predictor:
+    predictor(np.zeros((224, 224, 3), np.uint8))
+    grown = int(open("/proc/self/statm").read().split()[1]) - before
+    print(grown * 4096, flush=True)
+    for line in sys.stdin:
+        rows, seconds = line.split()
+        feeds = {"image": np.random.default_rng(0).random((int(rows), 3, 224, 224), np.float32)}
+        count, begun, cpu = 0, time.perf_counter(), time.process_time()
+        while time.perf_counter() < begun + float(seconds):
+            predictor.engine.run(feeds)
+            count += int(rows)
+        wall = time.perf_counter() - begun
+        print(count / wall, (time.process_time() - cpu) / count * 1e3, flush=True)
+"""
+
+
+def trivial_bundle(out: Path, side: int) -> Path:
+    """A classifier whose logits are the means of the channels."""
+    import onnx
+
+    card = Card(
+        name="trivial",
+        family="test",
+        preprocessing=Preprocessing(input_size_hw=(side, side), resize_hw=(side, side)),
+        labels=("red", "green", "blue"),
+    )
+
+    def fill(folder: Path) -> dict[str, Any]:
+        (folder / "graphs").mkdir()
+        onnx.save(onnx.parser.parse_model(TRIVIAL.format(side=side)), folder / "graphs" / "model.onnx")
+        tensors = {"image": ["batch", 3, side, side], "logits": ["batch", 3]}
+        image, logits = ([{"name": n, "dtype": "float32", "shape": s}] for n, s in tensors.items())
+        files = {"source": "graphs/model.onnx"}
+        graph = {"inputs": image, "outputs": logits, "files": files, "sample": None}
+        return {
+            "name": card.name,
+            "task": card.task,
+            "card": card.to_json(),
+            "graphs": {"model": graph},
+            "derived": {},
+            "untrained": False,
+        }
+
+    return bundles.write(out, fill).path
+
+
+def _pinned(processor: int) -> Callable[[], None]:
+    allowed = sorted(os.sched_getaffinity(0))
+    return lambda: os.sched_setaffinity(0, {allowed[processor % len(allowed)]})
+
+
+@contextlib.contextmanager
+def ours(bundle: str | Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
+    """`saccade serve`, ready: the process, its HTTP and its gRPC port."""
+    command = [sys.executable, "-c", "from saccade.cli import main; main()", "serve", f"model={bundle}"]
+    ports = ["--http-port", "0", "--grpc-port", "0", "--json", "--threads", "1", "--log-level", "error"]
+    process = subprocess.Popen(
+        [*command, *ports, *options], stdout=subprocess.PIPE, text=True, preexec_fn=_pinned(0)
+    )
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        yield process, told["http_port"], told["grpc_port"]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def peer(name: str, python: Path, model: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Another server, answering; its process and port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "peer.py")
+        program.write_text(PROGRAMS[name], encoding="utf-8")
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(
+            [python, program, str(port), model], start_new_session=True, preexec_fn=_pinned(0), **quiet
+        )
+        try:
+            _wait_for(port, process)
+            yield process, port
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 15)
+            process.wait(60)
+
+
+def _wait_for(port: int, process: subprocess.Popen[Any], seconds: float = 120) -> None:
+    request = plain_request(b"", "/")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError, ValueError, asyncio.IncompleteReadError):
+            asyncio.run(_once(port, request))
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"{process.args!r} does not answer on port {port}")
+
+
+async def _once(port: int, request: bytes) -> tuple[int, bytes]:
+    connection = await Connection.to(port)
+    try:
+        return await connection.ask(request)
+    finally:
+        connection.close()
+
+
+async def _loads(port: int, request: bytes, seconds: float, pid: int) -> list[Load]:
+    for _ in range(3):
+        status, _ = await _once(port, request)
+        if status != 200:
+            raise RuntimeError(f"the server answers {status}")
+    return [await press(port, request, clients, seconds, pid) for clients in CONCURRENCIES]
+
+
+def compare(peers: Path | None, seconds: float) -> dict[str, Any]:
+    """Every server at every concurrency, one server after the other."""
+    row = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
+    found: dict[str, Any] = {}
+    with ours(DEMO) as (process, port, _):
+        request = infer_request(row, PATHS["saccade"])
+        found["saccade"] = [asdict(each) for each in asyncio.run(_loads(port, request, seconds, process.pid))]
+    model = bundles.read(bundles.resolve(DEMO)).graphs["model"].files["source"]
+    for name in PACKAGES if peers else ():
+        assert peers is not None
+        python = peers.expanduser() / name / "bin" / "python"
+        path = PATHS.get(name, "/")
+        request = infer_request(row, path) if name == "kserve" else plain_request(row.tobytes(), path)
+        try:
+            with peer(name, python, model) as (server, port):
+                loads = asyncio.run(_loads(port, request, seconds, server.pid))
+                found[name] = [asdict(each) for each in loads]
+        except (OSError, RuntimeError, asyncio.IncompleteReadError) as error:
+            found[name] = f"not measured: {error}"
+    return found
+
+
+def saturation(rounds: int, seconds: float) -> dict[str, Any]:
+    """Throughput at 64 clients over the bare engine's at its best batch, in alternating rounds."""
+    row = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
+    request = infer_request(row, PATHS["saccade"])
+    bare = subprocess.Popen(
+        [sys.executable, "-c", BARE, DEMO],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_pinned(0),
+    )
+    assert bare.stdout is not None
+    engine_bytes = int(bare.stdout.readline())
+    wall, cpu = [], []
+    with bare, ours(DEMO) as (process, port, _):
+        idle_bytes = resident_bytes(process.pid)
+        by_batch = {rows: _bare(bare, rows, seconds) for rows in (1, 2, 4, 8)}
+        best = max(by_batch, key=lambda rows: by_batch[rows][0])
+        for _ in range(rounds):
+            rate, milliseconds = _bare(bare, best, seconds)
+            load = asyncio.run(press(port, request, 64, seconds, process.pid))
+            wall.append(load.per_second / rate)
+            cpu.append(milliseconds / load.cpu_ms_per_request)
+        assert bare.stdin is not None
+        bare.stdin.close()
+    return {
+        "bare_per_second_by_batch": {rows: round(rate, 2) for rows, (rate, _) in by_batch.items()},
+        "best_batch": best,
+        "throughput_over_bare": _spread(wall),
+        "bare_cpu_over_cpu": _spread(cpu),
+        "idle_mib": round(idle_bytes / 2**20, 1),
+        "engine_mib": round(engine_bytes / 2**20, 1),
+        "idle_beyond_engine_mib": round((idle_bytes - engine_bytes) / 2**20, 1),
+    }
+
+
+def _bare(process: subprocess.Popen[str], rows: int, seconds: float) -> tuple[float, float]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(rows, seconds, file=process.stdin, flush=True)
+    rate, milliseconds = map(float, process.stdout.readline().split())
+    return rate, milliseconds
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    least, most = round(min(values), 3), round(max(values), 3)
+    return {"median": round(statistics.median(values), 3), "least": least, "most": most}
+
+
+def added_latency(rounds: int) -> dict[str, Any]:
+    """Milliseconds beyond the engine's own run, one request at a time; the ways take turns."""
+    from saccade.benchmarks.serving_ways import ways
+
+    row = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = trivial_bundle(Path(folder, "trivial"), 224)
+        with (
+            ours(bundle, "--shared-memory") as (_, http_port, grpc_port),
+            ways(bundle, row, http_port, grpc_port, SHARED) as asked,
+        ):
+            samples: dict[str, list[float]] = {name: [] for name in asked}
+            for count in range(rounds + 20):
+                for name, ask in asked.items():
+                    begun = time.perf_counter()
+                    ask()
+                    if count >= 20:
+                        samples[name].append((time.perf_counter() - begun) * 1e3)
+    engine = float(np.median(samples.pop("engine")))
+    return {"engine_ms": round(engine, 3)} | {
+        name: {
+            "added_median_ms": round(float(np.median(taken)) - engine, 3),
+            "added_p99_ms": round(float(np.percentile(taken, 99)) - engine, 3),
+        }
+        for name, taken in samples.items()
+    }
+
+
+def tagged(answers: int, clients: int = 32) -> dict[str, Any]:
+    """Ask for so many rows, 1 to 8 at a time, whose answers are known: none may be wrong or lost."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = trivial_bundle(Path(folder, "trivial"), 8)
+        with ours(bundle, "--max-queue", "4096") as (process, port, _):
+            asyncio.run(_ask_tagged(port, answers // 10, clients))
+            before = resident_bytes(process.pid)
+            begun = time.perf_counter()
+            right, wrong = asyncio.run(_ask_tagged(port, answers, clients))
+            seconds = time.perf_counter() - begun
+            after = resident_bytes(process.pid)
+    return {
+        "asked": right + wrong,
+        "right": right,
+        "wrong": wrong,
+        "seconds": round(seconds, 1),
+        "resident_mib": [round(size / 2**20, 1) for size in (before, after)],
+    }
+
+
+async def _ask_tagged(port: int, answers: int, clients: int) -> tuple[int, int]:
+    """Right and wrong answers. The mean of 64 equal whole numbers below 2**17 is exact in float32."""
+    taken, right, wrong = 0, 0, 0
+
+    async def client(seed: int) -> None:
+        nonlocal taken, right, wrong
+        rng, connection = np.random.default_rng(seed), await Connection.to(port)
+        while taken < answers:
+            rows = int(rng.integers(1, 9))
+            taken += rows
+            tags = rng.integers(0, 2**17, (rows, 3)).astype(np.float32)
+            image = np.broadcast_to(tags[:, :, None, None], (rows, 3, 8, 8))
+            status, body = await connection.ask(infer_request(np.ascontiguousarray(image), PATHS["saccade"]))
+            found = np.frombuffer(body[-tags.nbytes :], np.float32).reshape(tags.shape)
+            good = int((found == tags).all(axis=1).sum()) if status == 200 else 0
+            right, wrong = right + good, wrong + rows - good
+        connection.close()
+
+    await asyncio.gather(*map(client, range(clients)))
+    return right, wrong
+
+
+def install(peers: Path) -> None:
+    """Each peer in an environment of its own."""
+    for name, package in PACKAGES.items():
+        folder = peers.expanduser() / name
+        if not (folder / "bin" / "python").exists():
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, package, "onnxruntime", "numpy"], check=True)
+
+
+def main() -> None:
+    """Measure from the command line, print the record, and keep it where asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peers", type=Path, help="folder of the other servers' environments")
+    parser.add_argument("--install", action="store_true", help="make these first")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="of the comparison with the bare engine")
+    parser.add_argument("--answers", type=int, default=0, help="tagged answers to ask for, as 1000000")
+    parser.add_argument("--out", type=Path, help="folder for the record")
+    arguments = parser.parse_args()
+    if arguments.install and arguments.peers:
+        install(arguments.peers)
+    _pinned(1)()
+    record = {
+        "servers": compare(arguments.peers, arguments.seconds),
+        "saturation": saturation(arguments.rounds, arguments.seconds),
+        "one_at_a_time": added_latency(400),
+        **({"tagged": tagged(arguments.answers)} if arguments.answers else {}),
+        "model": DEMO,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()} {platform.system()} {platform.release()}, {os.cpu_count()} CPUs",
+        "versions": {n: version(n) for n in ("saccade", "onnxruntime", "uvicorn", "starlette", "grpcio")},
+    }
+    text = json.dumps(record, indent=1)
+    print(text)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "serving.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

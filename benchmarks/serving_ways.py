@@ -1,0 +1,82 @@
+"""The ways to ask one server for the same tensor, one call each, with clients that cost little."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import saccade
+from saccade.serving.protocol import inference_pb2 as pb
+
+__all__ = ["ways"]
+
+_INFER = "/v2/models/model/infer"
+
+
+@contextlib.contextmanager
+def ways(
+    bundle: Path, row: NDArray[np.float32], http_port: int, grpc_port: int, shared: str
+) -> Iterator[Mapping[str, Callable[[], Any]]]:
+    """Calls by name; "engine" is the bare engine in this process. shared: a name in /dev/shm."""
+    import grpc
+
+    region = Path("/dev/shm", shared)
+    region.write_bytes(row.tobytes())
+    try:
+        with (
+            saccade.load(bundle, threads=1) as predictor,
+            contextlib.closing(http.client.HTTPConnection("127.0.0.1", http_port)) as connection,
+            grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel,
+        ):
+            _register(connection, shared, row.nbytes)
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            tensor = {"name": "image", "datatype": "FP32", "shape": list(row.shape)}
+            size = {"binary_data_size": row.nbytes}
+            head = json.dumps({"inputs": [tensor | {"parameters": size}]}).encode()
+            place = {"shared_memory_region": shared, "shared_memory_byte_size": row.nbytes}
+            by_region = json.dumps({"inputs": [tensor | {"parameters": place}]}).encode()
+            data, messages = row.tobytes(), _messages(row, shared)
+            length = {"Inference-Header-Content-Length": str(len(head))}
+            yield {
+                "engine": lambda: predictor.engine.run({"image": row}),
+                "http": lambda: _post(connection, _INFER, head + data, length),
+                "http_shared_memory": lambda: _post(connection, _INFER, by_region, {}),
+                "grpc": lambda: call(messages[0]),
+                "grpc_shared_memory": lambda: call(messages[1]),
+            }
+    finally:
+        region.unlink()
+
+
+def _register(connection: http.client.HTTPConnection, shared: str, size: int) -> None:
+    body = json.dumps({"key": shared, "offset": 0, "byte_size": size}).encode()
+    _post(connection, f"/v2/systemsharedmemory/region/{shared}/register", body, {})
+
+
+def _post(
+    connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str]
+) -> bytes:
+    connection.request("POST", path, body, headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status != 200:
+        raise RuntimeError(f"{answer.status}: {content[:200]!r}")
+    return content
+
+
+def _messages(row: NDArray[np.float32], shared: str) -> tuple[bytes, bytes]:
+    """The same request with raw bytes and with a region."""
+    raw, region = (pb.ModelInferRequest(model_name="model") for _ in range(2))
+    for message in (raw, region):
+        message.inputs.add(name="image", datatype="FP32", shape=row.shape)
+    raw.raw_input_contents.append(row.tobytes())
+    region.inputs[0].parameters["shared_memory_region"].string_param = shared
+    region.inputs[0].parameters["shared_memory_byte_size"].int64_param = row.nbytes
+    return raw.SerializeToString(), region.SerializeToString()
