@@ -441,7 +441,11 @@ class World:
         patch.setitem(sys.modules, "tensorrt", self.trt)  # type: ignore[arg-type]
         patch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)  # type: ignore[arg-type]
         patch.setattr(
-            ctypes, "CDLL", lambda name, *more: self.driver if "libcuda" in name else load(name, *more)
+            ctypes,
+            "CDLL",
+            lambda name, *more, **options: (
+                self.driver if "libcuda" in str(name) else load(name, *more, **options)
+            ),
         )
         return self
 

@@ -31,7 +31,7 @@ from saccade.errors import MissingDependency, UsageError
 __all__ = ["AcceptanceRecord", "Request", "accept"]
 
 _LIBRARIES = ("saccade", "tensorrt", "tensorrt-rtx-cu13-libs", "torch", "triton", "onnxruntime-gpu", "onnx")
-_SIZE = SizeRange((256, 256), (800, 1344), (1344, 1344))
+_SIZE = SizeRange((128, 128), (800, 1344), (1344, 1344))  # from those of bundles' samples on
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 _NO_GPU = Gpu("none", "00", "none")
 
@@ -41,7 +41,8 @@ class Request:
     """What to accept.
 
     models: bundles, or names of the zoo; these are exported, with `weights`/NAME.* or with random ones.
-    batch: of the profile; timed at its middle. imagenet, coco: labelled data, for bundles with weights.
+    batch: of the profile, of detectors at most 2; timed at its middle. imagenet, coco: labelled data, for
+    bundles with weights.
     out: folder of the records. again: repeat rows that were accepted before.
     target: TensorRT for RTX's, to rehearse on a machine without a GPU: what can be built is built, and
     nothing is accepted.
@@ -128,7 +129,7 @@ def _prove(
     options = BuildOptions(
         flavour=request.flavour,
         precision=precision,
-        batch=request.batch,
+        batch=_batch(request, bundle),
         size=request.size if free else None,
         target=request.target,
     )
@@ -143,6 +144,13 @@ def _prove(
         if measured is not None:
             findings.accuracy.update(measured)
             row.call("compare accuracy", partial(accuracy.check, measured, expected))
+
+
+def _batch(request: Request, bundle: Bundle | None) -> BatchRange:
+    """A tensor of TensorRT holds fewer than 2^31 numbers: the regions of three large pictures are more."""
+    detects = bundle is not None and bundle.task in ("detection", "instance_segmentation")
+    most = 2 if detects else request.batch.max
+    return BatchRange(*(min(each, most) for each in request.batch))
 
 
 def _bundle(request: Request, model: str) -> Bundle:
@@ -207,7 +215,7 @@ def _record(
         version=version,
         versions=_versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        batch=request.batch.opt,
+        batch=_batch(request, bundle).opt,
         random=bundle is None or bundle.untrained,
         plan_sha256={key: record.plan_sha256 for key, record in plan_of.items()},
         engine_types={

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from saccade.engines.engine import Arrays
 from saccade.errors import MissingDependency, UsageError
 
@@ -33,11 +35,14 @@ def median_ms(run: Callable[[], object]) -> float:
     return round(statistics.median(samples), 4)
 
 
-def batched(feeds: Arrays, batch: int) -> dict[str, Any]:
-    """`feeds` repeated or cut to `batch` rows each."""
-    import numpy as np
-
-    return {name: np.resize(values, (batch, *values.shape[1:])) for name, values in feeds.items()}
+def batched(feeds: Arrays, batch: int, size_hw: tuple[int, int] | None = None) -> dict[str, Any]:
+    """`feeds` repeated or cut to `batch` rows each, and pictures to that size where one is given."""
+    made = {name: np.resize(values, (batch, *values.shape[1:])) for name, values in feeds.items()}
+    if size_hw is not None:
+        made["image"] = np.resize(feeds["image"], (batch, feeds["image"].shape[1], *size_hw))
+        if "size_hw" in made:
+            made["size_hw"] = np.resize(np.array(size_hw, np.float32), (batch, 2))
+    return made
 
 
 def torch_compiled(bundle: Bundle, precision: str, feeds: Mapping[str, Any]) -> Callable[[], object]:

@@ -192,7 +192,8 @@ def _layers(bundle: Bundle, options: BuildOptions) -> str:
 
 
 def _feeds(bundle: Bundle, name: str, options: BuildOptions) -> dict[str, Any]:
-    return baselines.batched(bundles.sample_of(bundle, name).inputs, options.batch.opt)
+    size_hw = options.size.opt if options.size else None
+    return baselines.batched(bundles.sample_of(bundle, name).inputs, options.batch.opt, size_hw)
 
 
 def _time(bundle: Bundle, built: tuple[Built, ...], options: BuildOptions) -> float:

@@ -32,7 +32,7 @@ def accept(
     size: Annotated[
         str,
         typer.Option("--size", metavar="HxW,HxW,HxW", help="For free picture sizes."),
-    ] = "256x256,800x1344,1344x1344",
+    ] = "128x128,800x1344,1344x1344",
     weights: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Checkpoints NAME.safetensors, NAME.pth of the zoo.")
     ] = None,

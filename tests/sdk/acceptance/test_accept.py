@@ -19,7 +19,7 @@ from tests.engines.fake_tensorrt import IMAGE, IN_A_CHILD, Faults, World, logits
 from typer.testing import CliRunner
 
 from saccade import acceptance, bundle
-from saccade.acceptance import AcceptanceRecord, Request, baselines, device, records
+from saccade.acceptance import AcceptanceRecord, Request, accuracy, baselines, device, records
 from saccade.acceptance.device import Findings
 from saccade.acceptance.row import Row
 from saccade.builds import Built
@@ -250,8 +250,28 @@ def test_ctrl_c_keeps_the_rows_that_are_done(request_: Request, monkeypatch: pyt
             raise KeyboardInterrupt
 
     rows = acceptance.accept(both, progress=interrupted)
-    assert next(rows).model == "tiny"
+    first = next(rows)
+    assert first.verdict == "accepted", first.steps
     with pytest.raises(KeyboardInterrupt):
         next(rows)
     (kept,) = request_.out.iterdir()
     assert records.read(kept).verdict == "accepted"
+
+
+def test_what_is_timed_has_the_profiles_middle() -> None:
+    feeds = {"image": np.ones((2, 3, 4, 5), np.float32), "size_hw": np.full((2, 2), 4, np.float32)}
+    made = baselines.batched(feeds, 3, (8, 6))
+    assert {name: values.shape for name, values in made.items()} == {"image": (3, 3, 8, 6), "size_hw": (3, 2)}
+    assert made["size_hw"].tolist() == [[8, 6]] * 3
+    assert baselines.batched(feeds, 1)["image"].shape == (1, 3, 4, 5)
+
+
+def test_published_accuracy_is_held_within_its_limits() -> None:
+    assert accuracy.check({"top1": 81.24}, {"top1": 81.3}) == "top1 81.24, published 81.3"
+    for measured in ({"top1": 81.1}, {"top1": float("nan")}, {}):
+        with pytest.raises(EngineError, match=r"published 81\.3; at most 0\.1 apart"):
+            accuracy.check(measured, {"top1": 81.3})
+    published = {"box_ap": 51.8, "mask_ap": 44.7}
+    assert "mask_ap 44.60" in accuracy.check({"box_ap": 51.95, "mask_ap": 44.6}, published)
+    with pytest.raises(EngineError, match=r"mask_ap is 44\.4, published 44\.7"):
+        accuracy.check({"box_ap": 51.8, "mask_ap": 44.4}, published)
