@@ -10,12 +10,16 @@ padding, masks and gather indices follow from the dimensions, so a body is right
 constants where the size is fixed. Keys and values arrive projected, once per token, as (B, H, W, 2C): keys
 first.
 
-Windows are gathered by index from the flattened grid with one extra row appended, the row that a padded
-token has. That makes shift, padding, partition and their inverses two Gather nodes.
+Windows are gathered by index, one head of one token at a time, from the grid as rows of `head_dim` numbers
+with the rows of a padded token after them. Shift, padding, partition, the cut into queries, keys and values
+and the cut into heads are so one Gather for each of q, k and v, and their inverses are one more: a large grid
+passes through memory once. The operator alone is 1.25 times as fast in ONNX Runtime as whole tokens gathered,
+split and transposed on the grids of 800x1344, and as fast at 224; in OpenVINO 1.17 and 1.05 times.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -103,45 +107,102 @@ _CONSTANTS = (
     axis1 = Constant <value_ints = [1]> ()
     axes13 = Constant <value_ints = [1, 3]> ()
     axes02 = Constant <value_ints = [0, 2]> ()
+    axes12 = Constant <value_ints = [1, 2]> ()
     flat = Constant <value_ints = [-1]> ()"""
 )
 
 
-def _with_pad_row(out: str, tensor: str, pad: str, channels: str) -> str:
-    """`out`: (B, H * W + 1, channels), the flattened grid and the row of a padded token."""
-    return f"""{out}_batch = Shape <start = 0, end = 1> ({tensor})
-        {_shape(f"{out}_flat_shape", "keep", "infer", channels)}
-        {out}_flat = Reshape ({tensor}, {out}_flat_shape)
-        {out}_channels = Unsqueeze ({channels}, axis0)
-        {out}_row_shape = Concat <axis = 0> ({out}_batch, axis1, {out}_channels)
-        {out}_row = Expand ({pad}, {out}_row_shape)
-        {out} = Concat <axis = 1> ({out}_flat, {out}_row)"""
+def _head_rows(out: str, tensor: str) -> str:
+    """`out`: (B, rows, head_dim), the heads of (B, H, W, n * C) one after the other."""
+    return f"""{_shape(f"{out}_shape", "keep", "infer", "head_dim")}
+        {out} = Reshape ({tensor}, {out}_shape)"""
 
 
-def _heads(out: str, tensor: str, windows: str, tokens: str, *, keys: bool = False) -> str:
-    """(B, ..., C) -> (B, windows, heads, tokens, head_dim); with `keys` transposed for the product."""
-    perm = "0, 1, 3, 4, 2" if keys else "0, 1, 3, 2, 4"
-    return f"""{_shape(f"{out}_split_shape", "keep", windows, tokens, "heads", "head_dim")}
-        {out}_split = Reshape ({tensor}, {out}_split_shape)
-        {out} = Transpose <perm = [{perm}]> ({out}_split)"""
+def _with_pad_rows(out: str, tensor: str, pad: str) -> str:
+    """`out`: (B, rows, head_dim) of `tensor`, and those of a padded token after them."""
+    return f"""{_head_rows(f"{out}_grid", tensor)}
+        {out}_batch = Shape <start = 0, end = 1> ({tensor})
+        {_shape(f"{out}_pad_shape", "infer", "head_dim")}
+        {out}_pad = Reshape ({pad}, {out}_pad_shape)
+        {out}_pad_size = Shape ({out}_pad)
+        {out}_pads_shape = Concat <axis = 0> ({out}_batch, {out}_pad_size)
+        {out}_pads = Expand ({out}_pad, {out}_pads_shape)
+        {out} = Concat <axis = 1> ({out}_grid, {out}_pads)"""
+
+
+def _gathered_heads(rows: str, cells: str, *names: str) -> str:
+    """`<name>_heads` of each name, (B, windows, heads, tokens, head_dim): the parts of the tokens `cells`.
+
+    rows: (B, all tokens * parts * heads, head_dim). cells: int64, windows * tokens of them in this order.
+    """
+    lines = [
+        _scalars(**{f"{rows}_parts": len(names)}),
+        f"""{rows}_stride = Mul (heads, {rows}_parts)
+        {_shape(f"{rows}_cells_shape", "windows", "one", "infer")}
+        {rows}_cells = Reshape ({cells}, {rows}_cells_shape)
+        {rows}_starts = Mul ({rows}_cells, {rows}_stride)
+        {names[0]}_index = Add ({rows}_starts, head_column)
+        {names[0]}_heads = Gather <axis = 1> ({rows}, {names[0]}_index)""",
+    ]
+    for before, name in itertools.pairwise(names):
+        lines.append(f"""{name}_index = Add ({before}_index, heads)
+        {name}_heads = Gather <axis = 1> ({rows}, {name}_index)""")
+    return "\n".join(lines)
+
+
+def _transposed_heads(tensor: str) -> str:
+    """`tensor` (B, .., C) -> `tensor`_heads (B, 1, heads, tokens, head_dim)."""
+    return f"""{_shape(f"{tensor}_split_shape", "keep", "one", "infer", "heads", "head_dim")}
+        {tensor}_split = Reshape ({tensor}, {tensor}_split_shape)
+        {tensor}_heads = Transpose <perm = [0, 1, 3, 2, 4]> ({tensor}_split)"""
+
+
+def _placed(y: str, x: str, window: str, height: str, width: str) -> str:
+    """`mixed` (B, windows, heads, tokens, head_dim) -> `y` (B, height, width, C).
+
+    y, x: the rows (height,) and columns (width,) of the grid of windows to take the cells from.
+    """
+    return f"""y_window = Div ({y}, {window})
+    x_window = Div ({x}, {window})
+    y_cell = Mod ({y}, {window})
+    x_cell = Mod ({x}, {window})
+    y_windows = Mul (y_window, columns)
+    y_cells = Mul (y_cell, {window})
+    y_windows_column = Unsqueeze (y_windows, axes12)
+    y_cells_column = Unsqueeze (y_cells, axes12)
+    x_windows_row = Unsqueeze (x_window, axis1)
+    x_cells_row = Unsqueeze (x_cell, axis1)
+    from_window = Add (y_windows_column, x_windows_row)
+    from_cell = Add (y_cells_column, x_cells_row)
+    window_heads = Mul (from_window, heads)
+    from_head = Add (window_heads, head_range)
+    window_tokens = Mul ({window}, {window})
+    head_start = Mul (from_head, window_tokens)
+    inverse = Add (head_start, from_cell)
+    {_head_rows("mixed_rows", "mixed")}
+    ordered = Gather <axis = 1> (mixed_rows, inverse)
+    {_shape("out_shape", "keep", height, width, "channels")}
+    y = Reshape (ordered, out_shape)"""
 
 
 _SCALE = """
     head_dim = Div (channels, heads)
     head_dim_float = Cast <to = 1> (head_dim)
     head_dim_root = Sqrt (head_dim_float)
-    scale_float = Reciprocal (head_dim_root)"""
+    scale_float = Reciprocal (head_dim_root)
+    head_range = Range (zero, heads, one)
+    head_column = Unsqueeze (head_range, axis1)"""
 
 
 def _attend(bias: str = "") -> str:
-    """`q_heads`, `k_heads`, `v_heads` -> `attended` (B, windows, tokens, heads, head_dim)."""
+    """`q_heads`, `k_heads`, `v_heads` -> `mixed` (B, windows, heads, tokens, head_dim)."""
     return f"""scale = CastLike (scale_float, q_heads)
         q_scaled = Mul (q_heads, scale)
-        {"products" if bias else "logits"} = MatMul (q_scaled, k_heads)
+        k_columns = Transpose <perm = [0, 1, 2, 4, 3]> (k_heads)
+        {"products" if bias else "logits"} = MatMul (q_scaled, k_columns)
         {f"logits = Add (products, {bias})" if bias else ""}
         weights = Softmax <axis = -1> (logits)
-        mixed = MatMul (weights, v_heads)
-        attended = Transpose <perm = [0, 1, 3, 2, 4]> (mixed)"""
+        mixed = MatMul (weights, v_heads)"""
 
 
 _SHIFTED_WINDOW = f"""
@@ -170,15 +231,10 @@ _SHIFTED_WINDOW = f"""
     {_outer("inside", "And", "y_inside", "x_inside")}
     cells = Mul (height, width)
     source_or_pad = Where (inside, source, cells)
-    index = Reshape (source_or_pad, flat)
-    {_with_pad_row("grid", "qkv", "qkv_pad", "channels3")}
-    gathered = Gather <axis = 1> (grid, index)
     windows = Mul (rows, columns)
     tokens = Mul (window, window)
-    q, k, v = Split <axis = -1, num_outputs = 3> (gathered)
-    {_heads("q_heads", "q", "windows", "tokens")}
-    {_heads("k_heads", "k", "windows", "tokens", keys=True)}
-    {_heads("v_heads", "v", "windows", "tokens")}
+    {_with_pad_rows("grid", "qkv", "qkv_pad")}
+    {_gathered_heads("grid", "source_or_pad", "q", "k", "v")}
     last_y = Sub (padded_height, window)
     last_x = Sub (padded_width, window)
     wrap_y = Sub (padded_height, shift)
@@ -208,30 +264,13 @@ _SHIFTED_WINDOW = f"""
     mask = CastLike (mask_heads, position_bias)
     bias = Add (position_bias, mask)
     {_attend("bias")}
-    {_shape("joined_shape", "keep", "infer", "channels")}
-    joined = Reshape (attended, joined_shape)
     y_all = Range (zero, height, one)
     x_all = Range (zero, width, one)
     y_back = Sub (y_all, shift)
     x_back = Sub (x_all, shift)
     y_rolled = Mod (y_back, padded_height)
     x_rolled = Mod (x_back, padded_width)
-    y_window = Div (y_rolled, window)
-    x_window = Div (x_rolled, window)
-    y_cell = Mod (y_rolled, window)
-    x_cell = Mod (x_rolled, window)
-    y_window_start = Mul (y_window, columns)
-    y_tokens = Mul (y_window_start, tokens)
-    y_cell_start = Mul (y_cell, window)
-    y_part = Add (y_tokens, y_cell_start)
-    x_tokens = Mul (x_window, tokens)
-    x_part = Add (x_tokens, x_cell)
-    y_part_column = Unsqueeze (y_part, axis1)
-    inverse = Add (y_part_column, x_part)
-    inverse_flat = Reshape (inverse, flat)
-    ordered = Gather <axis = 1> (joined, inverse_flat)
-    {_shape("out_shape", "keep", "height", "width", "channels")}
-    y = Reshape (ordered, out_shape)
+    {_placed("y_rolled", "x_rolled", "window", "height", "width")}
 """
 
 _TOKEN = f"""
@@ -240,10 +279,11 @@ _TOKEN = f"""
     {_size("channels", "q", 3)}
     {_SCALE}
     k, v = Split <axis = -1, num_outputs = 2> (kv)
-    {_heads("q_heads", "q", "one", "infer")}
-    {_heads("k_heads", "k", "one", "infer", keys=True)}
-    {_heads("v_heads", "v", "one", "infer")}
+    {_transposed_heads("q")}
+    {_transposed_heads("k")}
+    {_transposed_heads("v")}
     {_attend()}
+    attended = Transpose <perm = [0, 1, 3, 2, 4]> (mixed)
     q_shape = Shape (q)
     y = Reshape (attended, q_shape)
 """
@@ -267,35 +307,15 @@ def _partitioned_queries() -> str:
     q_x_inside = Min (q_x, q_last_x)
     q_y_offset = Mul (q_y_inside, q_width)
     {_outer("q_cell", "Add", "q_y_offset", "q_x_inside")}
-    q_index = Reshape (q_cell, flat)
-    {_shape("q_flat_shape", "keep", "infer", "channels")}
-    q_flat = Reshape (q, q_flat_shape)
-    q_gathered = Gather <axis = 1> (q_flat, q_index)
-    {_heads("q_heads", "q_gathered", "windows", "q_tokens")}"""
+    {_head_rows("q_rows", "q")}
+    {_gathered_heads("q_rows", "q_cell", "q")}"""
 
 
 def _merged_queries() -> str:
-    """`attended`, window by window, back to the raster order of `q`: `y`."""
-    return f"""{_shape("joined_shape", "keep", "infer", "channels")}
-    joined = Reshape (attended, joined_shape)
-    y_all = Range (zero, q_height, one)
+    """`mixed`, window by window, back to the raster order of `q`: `y`."""
+    return f"""y_all = Range (zero, q_height, one)
     x_all = Range (zero, q_width, one)
-    y_window = Div (y_all, q_window)
-    x_window = Div (x_all, q_window)
-    y_cell = Mod (y_all, q_window)
-    x_cell = Mod (x_all, q_window)
-    y_window_start = Mul (y_window, columns)
-    y_tokens = Mul (y_window_start, q_tokens)
-    y_cell_start = Mul (y_cell, q_window)
-    y_part = Add (y_tokens, y_cell_start)
-    x_tokens = Mul (x_window, q_tokens)
-    x_part = Add (x_tokens, x_cell)
-    y_part_column = Unsqueeze (y_part, axis1)
-    inverse = Add (y_part_column, x_part)
-    inverse_flat = Reshape (inverse, flat)
-    ordered = Gather <axis = 1> (joined, inverse_flat)
-    {_shape("out_shape", "keep", "q_height", "q_width", "channels")}
-    y = Reshape (ordered, out_shape)"""
+    {_placed("y_all", "x_all", "q_window", "q_height", "q_width")}"""
 
 
 def _masked_from(out: str, count: str, size: str, q_padded: str) -> str:
@@ -317,7 +337,6 @@ _WINDOW_CROSS = f"""
     {_partitioned_queries()}
     {_size("k_height", "kv", 1)}
     {_size("k_width", "kv", 2)}
-    {_size("channels2", "kv", 3)}
     {_positions("k_y_after", "rows", "k_window", "k_stride")}
     {_positions("k_x_after", "columns", "k_window", "k_stride")}
     k_y = Sub (k_y_after, k_before)
@@ -333,13 +352,9 @@ _WINDOW_CROSS = f"""
     {_outer("k_inside", "And", "k_y_inside", "k_x_inside")}
     k_cells = Mul (k_height, k_width)
     k_cell_or_pad = Where (k_inside, k_cell, k_cells)
-    k_index = Reshape (k_cell_or_pad, flat)
-    {_with_pad_row("grid", "kv", "kv_pad", "channels2")}
-    gathered = Gather <axis = 1> (grid, k_index)
-    k, v = Split <axis = -1, num_outputs = 2> (gathered)
     k_tokens = Mul (k_window, k_window)
-    {_heads("k_heads", "k", "windows", "k_tokens", keys=True)}
-    {_heads("v_heads", "v", "windows", "k_tokens")}
+    {_with_pad_rows("grid", "kv", "kv_pad")}
+    {_gathered_heads("grid", "k_cell_or_pad", "k", "v")}
     {_masked_from("masked_y", "rows", "k_height", "q_height")}
     {_masked_from("masked_x", "columns", "k_width", "q_width")}
     y_late = GreaterOrEqual (k_y, masked_y)
@@ -370,26 +385,20 @@ _SEEDED_WINDOW = f"""
     {_attribute("heads", "q_window", "k_window", "k_stride")}
     {_partitioned_queries()}
     {_size("k_width", "kv", 2)}
-    {_size("channels2", "kv", 3)}
-    {_shape("kv_flat_shape", "keep", "infer", "channels2")}
-    seeds_flat = Reshape (kv_seeds, kv_flat_shape)
-    seeds_gathered = Gather <axis = 1> (seeds_flat, q_index)
-    {_shape("seeds_shape", "keep", "windows", "q_tokens", "channels2")}
-    seeds = Reshape (seeds_gathered, seeds_shape)
     {_positions("k_y", "rows", "k_window", "k_stride")}
     {_positions("k_x", "columns", "k_window", "k_stride")}
-    k_y_offset = Mul (k_y, k_width)
+    q_cells = Mul (q_height, q_width)
+    k_y_after_seeds = Mul (k_y, k_width)
+    k_y_offset = Add (k_y_after_seeds, q_cells)
     {_outer("k_cell", "Add", "k_y_offset", "k_x")}
-    k_index = Reshape (k_cell, flat)
-    kv_flat = Reshape (kv, kv_flat_shape)
-    patches_gathered = Gather <axis = 1> (kv_flat, k_index)
-    k_tokens = Mul (k_window, k_window)
-    {_shape("patches_shape", "keep", "windows", "k_tokens", "channels2")}
-    patches = Reshape (patches_gathered, patches_shape)
-    keys = Concat <axis = 2> (seeds, patches)
-    k, v = Split <axis = -1, num_outputs = 2> (keys)
-    {_heads("k_heads", "k", "windows", "infer", keys=True)}
-    {_heads("v_heads", "v", "windows", "infer")}
+    {_shape("per_window", "windows", "infer")}
+    seed_cells = Reshape (q_cell, per_window)
+    patch_cells = Reshape (k_cell, per_window)
+    key_cells = Concat <axis = 1> (seed_cells, patch_cells)
+    {_head_rows("seed_rows", "kv_seeds")}
+    {_head_rows("patch_rows", "kv")}
+    key_rows = Concat <axis = 1> (seed_rows, patch_rows)
+    {_gathered_heads("key_rows", "key_cells", "k", "v")}
     {_attend()}
     {_merged_queries()}
 """

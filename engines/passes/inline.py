@@ -10,16 +10,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 
 from saccade.engines.export import fold_constants
-from saccade.engines.passes.identity_gathers import drop_identity_gathers
 from saccade.engines.passes.pad_rows import drop_unused_pad_rows
 from saccade.engines.passes.window_bias import share_window_bias
 from saccade.models.operators import DOMAIN
 
-REWRITES: tuple[Callable[[ir.Model], int], ...] = (
-    drop_unused_pad_rows,
-    drop_identity_gathers,
-    share_window_bias,
-)
+REWRITES: tuple[Callable[[ir.Model], int], ...] = (drop_unused_pad_rows, share_window_bias)
 NAMES = ("inline", *(rewrite.__name__ for rewrite in REWRITES))
 
 
