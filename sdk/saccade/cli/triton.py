@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.markup import escape
 
 from saccade.batching import Limits
 from saccade.cli.app import AsJson, PrecisionName, Threads, app
-from saccade.serving.triton import Device, Engine, RepositoryOptions, write_repository
 from saccade.terminal import new_table, out, print_json
+
+if TYPE_CHECKING:
+    from saccade.serving.triton import Device, Engine
 
 
 @app.command()
@@ -43,12 +45,14 @@ def triton(
 
     Example: saccade triton my_bundle plates=other_bundle.zip repository/ --max-batch 16
     """
+    from saccade.serving.triton import RepositoryOptions, write_repository
+
     options = RepositoryOptions(
-        engine=cast(Engine, engine),  # RepositoryOptions refuses what is none
+        engine=cast("Engine", engine),  # RepositoryOptions refuses what is none
         precision=precision,
         limits=Limits(max_batch, delay),
         instances=instances,
-        device=cast(Device, device),
+        device=cast("Device", device),
         threads=threads,
         prompts=tuple(prompts or ()),
     )

@@ -27,7 +27,7 @@ from saccade.bundle import Bundle, Graph
 from saccade.engines.conformance import read_sample
 from saccade.engines.engine import EngineOptions, TensorSpec
 from saccade.engines.tensorrt import plans
-from saccade.errors import UsageError
+from saccade.errors import BundleError, UsageError
 from saccade.serving import triton_answers as answers
 from saccade.serving import triton_config as config
 from saccade.serving.repository import named
@@ -190,14 +190,11 @@ def _write_models(place: _Place, name: str, bundle: Bundle, options: RepositoryO
 
 def _write_in_process(place: _Place, name: str, bundle: Bundle, options: RepositoryOptions) -> Written:
     """The Python model with the whole bundle in it, less its plans; it repeats the sample when it starts."""
-    graphs = [bundles.graph_in(bundle, each, options.precision) for each in bundle.graphs]
-    # Detectors in a lower precision have no answers to compare with.
-    proven = all(graph.sample for graph in graphs) and options.precision == "fp32"
     settings = {
         "bundle": "bundle",
         "precision": options.precision,
         "threads": options.threads,
-        "prove": proven,
+        "prove": _has_samples(bundle, options.precision),
     }
     written = _write_python(place, name, bundle, settings, options, options.device)
     inside = place.staging / name / str(written.version) / "bundle"
@@ -205,6 +202,16 @@ def _write_in_process(place: _Place, name: str, bundle: Bundle, options: Reposit
         (inside / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.path / file, inside / file)
     return written
+
+
+def _has_samples(bundle: Bundle, precision: str) -> bool:
+    """Whether every graph has answers to repeat; detectors in a lower precision have none."""
+    try:
+        for graph in bundle.graphs:
+            bundles.sample_of(bundle, graph, precision)
+    except BundleError:
+        return False
+    return True
 
 
 def _write_python(
