@@ -133,9 +133,10 @@ def _shape(typed: Mapping[str, Shape]) -> Shape:
 
 
 def accuracy(bundle: Bundle, precision: str) -> float | None:
-    """In percent: what verify.json says of this precision, else for float32 what was published."""
+    """In percent: as measured when a precision was added to the bundle, else for float32 as published."""
     try:
-        evidence: Any = json.loads((bundle.path / "verify.json").read_text(encoding="utf-8"))
-        return float(evidence["accuracy"][precision])
-    except (OSError, ValueError, KeyError, TypeError):
+        report: Any = json.loads((bundle.path / "verify.json").read_text(encoding="utf-8"))
+        rows = report["evidence"]["rows"]
+        return next(100.0 * row["accuracy"] for row in rows if row["precision"] == precision)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return bundle.card.top1 if precision == "fp32" else None

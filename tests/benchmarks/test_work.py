@@ -23,10 +23,12 @@ def test_a_small_graph_is_counted_as_by_hand(tmp_path: Path) -> None:
 
 def test_accuracy_is_what_the_evidence_says(tmp_path: Path) -> None:
     def evidence(folder: Path) -> None:
-        (folder / "verify.json").write_text(json.dumps({"comparisons": [], "accuracy": {"int8": 79.5}}))
+        rows = [{"precision": "fp32"}, {"precision": "int8", "accuracy": 0.795}]
+        text = json.dumps({"comparisons": [], "evidence": {"rows": rows}})
+        (folder / "verify.json").write_text(text)
 
     written = tiny.write_bundle(tmp_path / "tiny", also=evidence)
-    assert work.accuracy(written, "int8") == 79.5
+    assert work.accuracy(written, "int8") == pytest.approx(79.5)
     assert work.accuracy(written, "fp16") is None
     assert work.accuracy(written, "fp32") is None  # nothing was published for it
 
