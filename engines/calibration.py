@@ -74,8 +74,8 @@ def _ends(
         for feed in _said(feeds, "ranges", say):
             seen = engine.run(feed)
             for name in names:
-                lows[name] = min(lows[name], float(seen[f"ReduceMin@{name}"]))
-                highs[name] = max(highs[name], float(seen[f"ReduceMax@{name}"]))
+                lows[name] = float(np.minimum(lows[name], seen[f"ReduceMin@{name}"]))
+                highs[name] = float(np.maximum(highs[name], seen[f"ReduceMax@{name}"]))
                 sizes[name] = max(sizes[name], 4 * int(seen[f"Size@{name}"]))
     for name in names:
         if not np.isfinite([lows[name], highs[name]]).all():

@@ -68,7 +68,7 @@ def quantize(
     calibration: a folder of pictures as the network will see them. Of at most `limit`, evenly spread over the
     folder, every other one sets ranges and the rest judge. method: "entropy", "percentile" or "minmax";
     by default the one that errs least. exclude: names of layers that stay float32; with "auto" among them
-    those too that measurement asks for; "none" for none at all. data: a labelled folder, as `saccade evaluate`
+    those too that measurement asks for; "none" for none at all. data: a labelled folder, as `evaluate`
     takes it, to count flips on.
 
     Nothing is left at `out` on failure. Raises UsageError for what cannot be quantized, InputError naming a
