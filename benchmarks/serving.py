@@ -323,7 +323,7 @@ def install(peers: Path) -> None:
         folder = peers.expanduser() / name
         if not (folder / "bin" / "python").exists():
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        pip: list[str | Path] = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, package, "onnxruntime", "numpy"], check=True)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +22,14 @@ from saccade.serving.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     import grpc.aio
+    from uvicorn.server import ServerState
 
 __all__ = ["Server", "run"]
 
 logger = logging.getLogger("saccade.serving")
 
-_LAST_CALLS_S = 0.5  # how long open connections may still send, after the listeners are closed
+_LAST_CALLS_S = 0.5  # how long open connections must be silent before they are closed
+_TICK_S = 0.02
 _BACKLOG = 2048
 
 
@@ -99,7 +102,7 @@ class Server:
         while not self._http.started:
             if self._serving.done():
                 self._serving.result()
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(_TICK_S)
         if self._rpc is not None:
             await self._rpc.start()
 
@@ -122,10 +125,18 @@ class Server:
             return
         for each in self._http.servers:
             each.close()
-        if self._http.server_state.connections:
-            await asyncio.sleep(_LAST_CALLS_S)
+        await self._last_calls(self._http.server_state)
         self._http.should_exit = True
         await self._serving
+
+    async def _last_calls(self, state: ServerState) -> None:
+        """Until no connection is open, or none has sent anything for a while; at most half of the time."""
+        end = time.monotonic() + self.settings.drain_s / 2
+        seen, quiet_since = state.total_requests, time.monotonic()
+        while state.connections and time.monotonic() < min(end, quiet_since + _LAST_CALLS_S):
+            await asyncio.sleep(_TICK_S)
+            if state.total_requests != seen:
+                seen, quiet_since = state.total_requests, time.monotonic()
 
     async def _drain_rpc(self) -> None:
         if self._rpc is not None:
