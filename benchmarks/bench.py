@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saccade.benchmarks import harness, peers, profiling, records
@@ -57,10 +57,13 @@ def bench(
         from saccade.benchmarks.report import write
 
         profiles: list[Profile] = []
-        if not run.interrupted:
-            profiles = list(_profiles(configurations, progress))
-            if out is not None:
-                records.append(out, profiles)
+        try:
+            for found in _profiles(() if run.interrupted else configurations, progress):
+                profiles.append(found)  # one by one: Ctrl-C keeps those that are done
+        except KeyboardInterrupt:
+            run = replace(run, interrupted=True)
+        if out is not None:
+            records.append(out, profiles)
         write(run.records, profiles, report)
     return run
 
@@ -100,7 +103,7 @@ def _installed(device: str) -> tuple[str, ...]:
     return tuple(found) or (resolve_engine("auto", EngineOptions(device)),)
 
 
-def _profiles(configurations: list[Configuration], progress: Progress) -> Iterator[Profile]:
+def _profiles(configurations: Iterable[Configuration], progress: Progress) -> Iterator[Profile]:
     """Of each model in each of our engines, at its smallest batch and first number of threads."""
     first: dict[tuple[str, str, str], Configuration] = {}
     for each in sorted(configurations, key=lambda each: each.batch):

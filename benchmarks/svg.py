@@ -14,8 +14,8 @@ from saccade.benchmarks.charts import Bar, Bars, Chart, Plot, Point, Series
 COLOURS = 8
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 44
-_ROW, _LABEL = 26, 132  # of bars
-_CHARACTER = 6.4  # width of a letter, about
+_ROW, _LABEL = 26, 158  # of bars
+_CHARACTER = 7.0  # width of a letter, about
 
 
 def draw(chart: Chart) -> str:

@@ -36,7 +36,7 @@ class Work:
 def of_bundle(bundle: Bundle) -> Work:
     """Of the source graph that takes pictures, for one of the card's size.
 
-    The card's own count where ONNX Runtime is not installed or the graph takes more than pictures.
+    The card's own count where ONNX Runtime cannot run the graph, or it takes more than pictures.
     """
     from saccade.predictors.predictor import PICTURE_GRAPHS
 
@@ -47,7 +47,7 @@ def of_bundle(bundle: Bundle) -> Work:
         return stated
     try:
         return count(graph.files["source"], (1, 3, *_size_hw(bundle.card.preprocessing)))
-    except ModuleNotFoundError:
+    except Exception:  # it is not installed, or cannot run this graph; its errors have no common root
         return stated
 
 

@@ -11,7 +11,7 @@ from saccade.benchmarks import peers
 from saccade.benchmarks.harness import Settings, measure
 from saccade.errors import UsageError
 
-SMALL = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "num_classes": 10}
+SMALL = {"embed_dim": 16, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8), "num_classes": 10}
 QUICK = Settings(seconds=0.0, iterations=2, rounds=2, warm_up_s=0.0, ceiling=False)
 
 
