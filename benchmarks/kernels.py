@@ -198,7 +198,7 @@ def time_us(call: Callable[[], Tensor], repeats: int = REPEATS) -> float:
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        samples.append(start.elapsedtime_us(end) * 1e3 / repeats)
+        samples.append(start.elapsed_time(end) * 1e3 / repeats)
     return round(statistics.median(samples), 3)
 
 
