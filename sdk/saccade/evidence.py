@@ -124,4 +124,5 @@ def verdict_on(bundle: Bundle, precision: str) -> tuple[bool, str] | None:
     if "verify.json" not in bundle.files:
         return None
     rows = json.loads(path.read_text(encoding="utf-8")).get("evidence", {}).get("rows", [])
-    return next(((row["pays"], row["verdict"]) for row in rows if row["precision"] == precision), None)
+    judged = (row for row in rows if row["precision"] == precision and "verdict" in row)
+    return next(((row["pays"], row["verdict"]) for row in judged), None)
