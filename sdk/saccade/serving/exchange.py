@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from saccade.errors import InputError, OverloadedError, SaccadeError
+from saccade.errors import OverloadedError, SaccadeError
 from saccade.serving.refusals import BodyTooLarge, SlowRequest, Unauthorised
 from saccade.serving.settings import ServerSettings
 
@@ -97,10 +97,3 @@ def error_response(error: Exception) -> Response:
     if isinstance(error, BodyTooLarge | SlowRequest):
         headers["Connection"] = "close"  # the rest of the body is not read
     return json_response({"error": message}, status, headers)
-
-
-def single(values: Sequence[str], name: str) -> str:
-    """The one value of a query parameter."""
-    if len(values) != 1:
-        raise InputError(f"{name} is given {len(values)} times")
-    return values[0]

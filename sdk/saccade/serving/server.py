@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from saccade.errors import DeadlineError, UsageError
+from saccade.serving.connections import BoundedConnection
 from saccade.serving.http import create_app
 from saccade.serving.repository import Repository
 from saccade.serving.settings import ServerSettings
@@ -31,6 +32,7 @@ logger = logging.getLogger("saccade.serving")
 _LAST_CALLS_S = 0.5  # how long open connections must be silent before they are closed
 _TICK_S = 0.02
 _BACKLOG = 2048
+_KEEP_ALIVE_S = 75  # longer than load balancers keep theirs (60 s): they close first, and lose nothing
 
 
 def run(
@@ -154,6 +156,7 @@ class _Uvicorn(uvicorn.Server):
 def _config(app: object, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
+        http=BoundedConnection,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -162,6 +165,7 @@ def _config(app: object, settings: ServerSettings) -> uvicorn.Config:
         date_header=False,
         proxy_headers=False,
         limit_concurrency=settings.max_connections,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.drain_s) or 1,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,

@@ -298,6 +298,20 @@ def test_a_client_that_is_too_slow(tiny_bundle: Bundle) -> None:
         assert b"did not arrive within 300 ms" in answer
 
 
+def test_a_head_without_an_end(running: Running, client: httpx.Client) -> None:
+    host, port = running.http.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nX-Long: ")
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            _send_forever(connection)
+    assert client.get("/v2").status_code == 200
+
+
+def _send_forever(connection: socket.socket) -> None:
+    for _ in range(1000):
+        connection.sendall(b"x" * 100_000)
+
+
 class Failing:
     """An engine that does what a test says: raise, hang until let go, or answer."""
 

@@ -264,6 +264,21 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(which: str, own_
         _started(SETTINGS, own_bundle)
 
 
+def test_the_command_says_which_port_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        program = ["-c", "from saccade.cli import main; main()", "serve", "digits-stvit", "--json"]
+        child = subprocess.run(
+            [sys.executable, *program, "--http-port", port, "--no-grpc"], capture_output=True, text=True
+        )
+    assert child.returncode == 2, child.stderr
+    error = json.loads(child.stdout)["error"]
+    assert error["type"] == "UsageError"
+    assert f"127.0.0.1:{port}" in error["message"]
+
+
 def _started(settings: ServerSettings, bundle: Path) -> None:
     with serving(settings, own=bundle):
         pass
