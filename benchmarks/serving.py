@@ -36,6 +36,7 @@ from saccade import bundle as bundles
 from saccade.benchmarks.serving_load import (
     Connection,
     Load,
+    form_request,
     infer_request,
     plain_request,
     press,
@@ -46,7 +47,7 @@ from saccade.models.card import Card, Preprocessing
 
 DEMO = "digits-stvit"
 CONCURRENCIES = (1, 4, 16, 64)
-PATHS = {"saccade": "/v2/models/model/infer", "kserve": "/v2/models/model/infer", "litserve": "/predict"}
+INFER = "/v2/models/model/infer"
 SHARED = "saccade-benchmark"
 
 TRIVIAL = """<ir_version: 9, opset_import: ["": 20]>
@@ -181,14 +182,13 @@ def compare(peers: Path | None, seconds: float) -> dict[str, Any]:
     row = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
     found: dict[str, Any] = {}
     with ours(DEMO) as (process, port, _):
-        request = infer_request(row, PATHS["saccade"])
+        request = infer_request(row, INFER)
         found["saccade"] = [asdict(each) for each in asyncio.run(_loads(port, request, seconds, process.pid))]
     model = bundles.read(bundles.resolve(DEMO)).graphs["model"].files["source"]
     for name in PACKAGES if peers else ():
         assert peers is not None
         python = peers.expanduser() / name / "bin" / "python"
-        path = PATHS.get(name, "/")
-        request = infer_request(row, path) if name == "kserve" else plain_request(row.tobytes(), path)
+        request = _peer_request(name, row)
         try:
             with peer(name, python, model) as (server, port):
                 loads = asyncio.run(_loads(port, request, seconds, server.pid))
@@ -198,10 +198,19 @@ def compare(peers: Path | None, seconds: float) -> dict[str, Any]:
     return found
 
 
+def _peer_request(name: str, row: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
+    """The tensor as the server reads it."""
+    if name == "kserve":
+        return infer_request(row, INFER)
+    return (
+        form_request(row.tobytes(), "/predict") if name == "litserve" else plain_request(row.tobytes(), "/")
+    )
+
+
 def saturation(rounds: int, seconds: float) -> dict[str, Any]:
     """Throughput at 64 clients over the bare engine's at its best batch, in alternating rounds."""
     row = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
-    request = infer_request(row, PATHS["saccade"])
+    request = infer_request(row, INFER)
     bare = subprocess.Popen(
         [sys.executable, "-c", BARE, DEMO],
         stdin=subprocess.PIPE,
@@ -307,7 +316,7 @@ async def _ask_tagged(port: int, answers: int, clients: int) -> tuple[int, int]:
             taken += rows
             tags = rng.integers(0, 2**17, (rows, 3)).astype(np.float32)
             image = np.broadcast_to(tags[:, :, None, None], (rows, 3, 8, 8))
-            status, body = await connection.ask(infer_request(np.ascontiguousarray(image), PATHS["saccade"]))
+            status, body = await connection.ask(infer_request(np.ascontiguousarray(image), INFER))
             found = np.frombuffer(body[-tags.nbytes :], np.float32).reshape(tags.shape)
             good = int((found == tags).all(axis=1).sum()) if status == 200 else 0
             right, wrong = right + good, wrong + rows - good
@@ -324,7 +333,7 @@ def install(peers: Path) -> None:
         if not (folder / "bin" / "python").exists():
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip: list[str | Path] = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, package, "onnxruntime", "numpy"], check=True)
+        subprocess.run([*pip, *package.split(), "onnxruntime", "numpy"], check=True)
 
 
 def main() -> None:

@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Connection", "Load", "cpu_seconds", "infer_request", "plain_request", "press", "resident_bytes"]
+__all__ = [
+    "Connection",
+    "Load",
+    "cpu_seconds",
+    "form_request",
+    "infer_request",
+    "plain_request",
+    "press",
+    "resident_bytes",
+]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -32,9 +41,15 @@ def infer_request(array: NDArray[np.float32], path: str) -> bytes:
     return plain_request(head + array.tobytes(), path, more)
 
 
-def plain_request(body: bytes, path: str, more: str = "") -> bytes:
+def form_request(body: bytes, path: str) -> bytes:
+    """A POST with a body as the file of a form."""
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="tensor"\r\n\r\n'
+    return plain_request(head + body + b"\r\n--x--\r\n", path, kind="multipart/form-data; boundary=x")
+
+
+def plain_request(body: bytes, path: str, more: str = "", kind: str = "application/octet-stream") -> bytes:
     """A POST with any body."""
-    lines = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n{more}"
+    lines = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{more}"
     return f"{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -1,7 +1,8 @@
 """Other servers around the same model: each as its documentation shows, raw float32 in, raw float32 out.
 
-Every program takes PORT MODEL.onnx and serves with one engine thread; batches form up to 8 rows where the
-server can batch. They run in environments of their own, `PEERS/NAME/bin/python`, for their pins clash.
+LitServe reads JSON or forms: it gets the tensor as a form's file. Every program takes PORT MODEL.onnx and
+serves with one engine thread; batches form up to 8 rows where the server can batch. They run in environments
+of their own, `PEERS/NAME/bin/python`, for their pins clash.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from collections.abc import Mapping
 
 __all__ = ["PACKAGES", "PROGRAMS"]
 
-PACKAGES: Mapping[str, str] = {"kserve": "kserve", "litserve": "litserve", "ray": "ray[serve]"}
+PACKAGES: Mapping[str, str] = {
+    "kserve": "kserve",
+    "litserve": "litserve python-multipart",
+    "ray": "ray[serve]",
+}
 
 _ENGINE = """
 import sys, numpy as np, onnxruntime
@@ -33,7 +38,7 @@ class Served(Model):
         (logits,) = self.session.run(None, {"image": payload.inputs[0].as_numpy()})
         output = InferOutput("logits", list(logits.shape), "FP32")
         output.set_data_from_numpy(logits, binary_data=True)
-        return InferResponse(payload.id, "model", [output])
+        return InferResponse(payload.id or "0", "model", [output])
 ModelServer(http_port=int(sys.argv[1]), enable_grpc=False, workers=1).start([Served()])
 """
 
@@ -43,8 +48,8 @@ from fastapi import Request, Response
 class Served(litserve.LitAPI):
     def setup(self, device):
         self.session = open_model()
-    async def decode_request(self, request: Request):
-        return np.frombuffer(await request.body(), np.float32).reshape(1, 3, 224, 224)
+    def decode_request(self, request: Request):
+        return np.frombuffer(request["file"].file.read(), np.float32).reshape(1, 3, 224, 224)
     def batch(self, inputs):
         return np.concatenate(inputs)
     def unbatch(self, output):
@@ -54,7 +59,7 @@ class Served(litserve.LitAPI):
     def encode_response(self, output):
         return Response(np.asarray(output).tobytes())
 if __name__ == "__main__":
-    api = Served(max_batch_size=8, batch_timeout=0.001, enable_async=False)
+    api = Served(max_batch_size=8, batch_timeout=0.001)
     litserve.LitServer(api, accelerator="cpu", workers_per_device=1).run(
         port=int(sys.argv[1]), host="127.0.0.1", generate_client_file=False, log_level="error")
 """
