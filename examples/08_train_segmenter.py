@@ -22,8 +22,8 @@ from digits import nets, objects, optimization, segmentation
 from digits.segmentation import NET
 
 SCENES_PER_EPOCH = 1000
-# More digits to learn from in each scene than there are to be found, of more kinds and sizes.
-CROWDED = objects.Layout(objects=(6, 11), side_px=(30.0, 104.0), varied=True)
+DIGITS = (6, 11)  # more to learn from in each scene than there are to be found
+SIZES_PX = (30.0, 104.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,13 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Batch `step` of a training: images (B, 3, H, W) and classes (B, H, W)."""
 
     seed: int
+    layout: objects.Layout
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         rows = range(step * NET.batch, (step + 1) * NET.batch)
-        return segmentation.batch([objects.scene("train", 1000 + self.seed, row, CROWDED) for row in rows])
+        return segmentation.batch(
+            [objects.scene("train", 1000 + self.seed, row, self.layout) for row in rows]
+        )
 
 
 def main() -> None:
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=NET.epochs)
     parser.add_argument("--learning-rate", type=float, default=NET.learning_rate, help="the highest")
     parser.add_argument("--scenes", type=int, default=SCENES_PER_EPOCH, help="scenes per epoch")
+    parser.add_argument("--digits", type=int, nargs=2, default=DIGITS, help="fewest and most in a scene")
     parser.add_argument("--validation", type=int, default=100, help="scenes to watch the progress on")
     parser.add_argument("--held-out", type=int, default=0, help="scenes to measure the result on, at the end")
     parser.add_argument("--seed", type=int, default=0)
@@ -64,8 +68,9 @@ def train(options: argparse.Namespace) -> nn.Module:
     each = -(-options.scenes // NET.batch)
     steps = options.epochs * each
     optimizer, schedule = optimization.prepare(module, options.learning_rate, NET.weight_decay, steps)
+    layout = objects.Layout(objects=tuple(options.digits), side_px=SIZES_PX, varied=True)
     batches = DataLoader(
-        Batches(options.seed),
+        Batches(options.seed, layout),
         batch_size=None,
         sampler=range(steps),
         num_workers=1,

@@ -27,7 +27,7 @@ NET = nets.Net(
     "fpn_stvit_r_swin_tiny",
     {
         "num_classes": len(LABELS),
-        "channels": 64,
+        "channels": 128,
         "backbone_config": {"embed_dim": 16, "depths": [2, 2, 6, 2], "num_heads": [1, 2, 4, 8]},
     },
     epochs=24,
