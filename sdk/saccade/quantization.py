@@ -188,7 +188,7 @@ def _float32(bundle: Bundle, key: str) -> onnx.ModelProto:
         for tensor in model.graph.initializer
     ):
         raise UsageError(f"{path} is not a float32 graph: begin with the float32 bundle")
-    model = ir.to_proto(typed(inline(model) if model.functions else model))
+    model = ir.to_proto(typed(inline(model)))
     if not layers(model):
         raise UsageError(f"{path} has no convolution or product with constant weights: nothing to quantize")
     return model
