@@ -67,7 +67,7 @@ def ordered(names: Sequence[str]) -> list[str]:
 
 
 def write_uncompared(name: str, out: Path) -> Bundle:
-    """The model `name` with random weights as a bundle of fp32 and fp16 graphs, which nothing was compared with."""
+    """The model `name` with random weights as a bundle of fp32 and fp16 graphs. Nothing is compared."""
     from saccade.engines.export import export_graph
     from saccade.engines.graphs import write_graphs
     from saccade.engines.precision import convert

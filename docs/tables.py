@@ -1,10 +1,11 @@
-"""Write the model tables of README.md and docs/models.md from the zoo and the records of benchmarks/results.
+"""Write the generated tables of README.md and docs from the zoo and the records of benchmarks.
 
     python docs/tables.py
 
 A status is one of the four words of the README, per model, for the full-size graph: *executed* on CPU where
 exports.json has a verified export, *built by TensorRT for RTX* where tensorrt_rtx_layers.json or
-tensorrt_rtx_builds.json has a build, *unverified* where neither is so. A test holds the files to this.
+tensorrt_rtx_builds.json has a build, *unverified* where neither is so. Rows that `saccade accept` wrote on a
+GPU are counted from benchmarks/accepted. A test holds the files to this.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from saccade.acceptance import records
 from saccade.models.card import Card
 from saccade.models.zoo import ENTRIES
 
@@ -23,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("executed", "built by TensorRT for RTX", "API-checked", "unverified")
 LEAST_SIGNAL = 20  # tolerances between the outputs of two pictures
 RESULTS = ROOT / "benchmarks" / "results"
+ACCEPTED = ROOT / "benchmarks" / "accepted"
+SUPPORT = ROOT / "docs" / "tensorrt_support.md"
 _SHOWN = 7  # names of a family in the README
 
 
@@ -38,6 +42,8 @@ def tables() -> tuple[tuple[Path, str, str], ...]:
     return (
         (ROOT / "README.md", "families", "\n".join(_families(cards))),
         (ROOT / "docs" / "models.md", "models", "\n".join(_models(cards))),
+        (SUPPORT, "builds", "\n".join(_builds(cards))),
+        (SUPPORT, "accepted", "\n".join(_accepted(cards))),
     )
 
 
@@ -85,6 +91,77 @@ def _models(cards: Sequence[Card]) -> Iterator[str]:
             _status(card.name, "tensorrt"),
         )
         yield f"| {' | '.join(cells)} |"
+
+
+def accepted(cards: Sequence[Card]) -> str:
+    """How many rows of these models `saccade accept` proved on a GPU, and the newest date; or "none yet"."""
+    names = {card.name for card in cards}
+    found = [records.read(path) for path in sorted(ACCEPTED.glob("*.json"))]
+    dates = [each.date[:10] for each in found if each.model in names and each.verdict == "accepted"]
+    return f"{len(dates)}, newest {max(dates)}" if dates else "none yet"
+
+
+def _accepted(cards: Sequence[Card]) -> Iterator[str]:
+    yield "| family | rows accepted on a GPU |"
+    yield "|---|---|"
+    for family in dict.fromkeys(card.family for card in cards):
+        yield f"| {family} | {accepted([card for card in cards if card.family == family])} |"
+
+
+def _builds(cards: Sequence[Card]) -> Iterator[str]:
+    """Every graph that was built in fp32 or fp16 by family; then what was refused, and what is left."""
+    rows = [
+        row for row in _record("tensorrt_rtx_builds.json", "rows") if row["precision"] in ("fp32", "fp16")
+    ]
+    plain = {
+        row["model"]: row["layers"] for row in _record("tensorrt_rtx_plain_layers.json") if row["layers"]
+    }
+    heading = (
+        "family | model | plain export | layers fp32 | fp16 | MiB fp32 | fp16 | fp32 for sm | fp16 for sm"
+    )
+    yield f"| {heading} |"
+    yield "|---|---|--:|--:|--:|--:|--:|---|---|"
+    for card in cards:
+        graphs = dict.fromkeys(row["graph"] for row in rows if row["model"] == card.name and row["layers"])
+        for graph in graphs:
+            own = [
+                row for row in rows if (row["model"], row["graph"]) == (card.name, graph) and row["layers"]
+            ]
+            name = f"`{card.name}`" + ("" if graph == "model" else f" ({graph})")
+            cells = [[row for row in own if row["precision"] == each] for each in ("fp32", "fp16")]
+            layers = [_layers(each) for each in cells]
+            sizes = [
+                f"{max(row['plan_bytes'] for row in each) / 2**20:.0f}" if each else "" for each in cells
+            ]
+            beside = f"{plain[card.name]:,}" if card.name in plain and graph in ("model", "image") else ""
+            yield f"| {' | '.join([card.family, name, beside, *layers, *sizes, *map(_targets, cells)])} |"
+    yield ""
+    refused = [row for row in rows if row["message"]]
+    for row in refused:
+        yield f"- {row['model']}, {row['precision']}, {row['target']}, refused: {_first_line(row['message'])}"
+    built = {row["model"] for row in rows if row["layers"]}
+    left = Counter(card.family for card in cards if card.name not in built)
+    missing = ", ".join(f"{count} of {family}" for family, count in left.items()) or "none"
+    yield ""
+    yield f"{len(built)} of {len(cards)} models built; {len(refused)} plans refused. Not built: {missing}."
+
+
+def _layers(rows: Sequence[dict[str, Any]]) -> str:
+    """Of the newest plan; of those of one day, the one for most GPUs."""
+    newest = max(rows, key=lambda row: (row["date"], row["target"].count("sm")), default=None)
+    return f"{newest['layers']:,}" if newest else ""
+
+
+def _targets(rows: Sequence[dict[str, Any]]) -> str:
+    """Compute capabilities that the plans of `rows` name, rising."""
+    named = {int(each.removeprefix("sm")) for row in rows for each in row["target"].split("+")}
+    return " ".join(map(str, sorted(named)))
+
+
+def _first_line(message: str) -> str:
+    """NVIDIA's own words: the second line of ours."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 else lines[0]
 
 
 def _status(name: str, where: str) -> str:

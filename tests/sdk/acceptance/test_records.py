@@ -7,36 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sdk.acceptance.accepted import record
 
 from saccade.acceptance import records
-from saccade.acceptance.records import AcceptanceRecord, Step
+from saccade.acceptance.records import Step
 from saccade.errors import BundleError
-
-
-def record(**changes: Any) -> AcceptanceRecord:
-    fields: dict[str, Any] = {
-        "model": "tiny",
-        "precision": "fp16",
-        "gpu": "NVIDIA L4",
-        "compute_capability": "89",
-        "driver": "13.1",
-        "flavour": "tensorrt",
-        "version": "10.16.1.11",
-        "versions": {"saccade": "0.1.0"},
-        "date": "2026-11-21T12:00:00+00:00",
-        "batch": 8,
-        "random": False,
-        "plan_sha256": {"function/model": "a" * 64},
-        "engine_types": {"function/model": {"HALF": 3}},
-        "latency_ms": {"function": 1.5, "plugin": 1.2},
-        "plugin_speedup": 1.25,
-        "accuracy": {"top1": 81.2},
-        "verdict": "accepted",
-        "failed_call": "",
-        "steps": (Step("build function", "passed", 2.0),),
-        "log": ("a warning",),
-    }
-    return AcceptanceRecord(**{**fields, **changes})
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
