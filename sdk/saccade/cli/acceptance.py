@@ -79,16 +79,17 @@ def accept(
         with working("accepting") as say:
             for record in acceptance.accept(request, progress=say):
                 found.append(record)
-    finally:  # also on Ctrl-C: what is done is shown, and kept in its file
-        if as_json:
-            print_json([record.to_json() for record in found])
-        else:
-            _show(found, destination)
+    except KeyboardInterrupt:  # what is done is kept in its file, and shown
+        _show(found, destination, as_json)
+        raise
+    _show(found, destination, as_json)
     if any(record.verdict == "failed" for record in found):
         raise typer.Exit(7)
 
 
-def _show(found: list[AcceptanceRecord], folder: Path) -> None:
+def _show(found: list[AcceptanceRecord], folder: Path, as_json: bool) -> None:
+    if as_json:
+        return print_json([record.to_json() for record in found])
     table = new_table("model", "precision", "verdict", "function, ms>", "plugin, ms>", "torch, ms>", "call")
     for record in found:
         latency = [record.latency_ms.get(name) for name in ("function", "plugin", "torch.compile")]
