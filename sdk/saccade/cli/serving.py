@@ -49,9 +49,7 @@ def serve(
         bool, typer.Option("--shared-memory", help="Take tensors in /dev/shm from clients on this machine.")
     ] = False,
     control: Annotated[bool, typer.Option(help="Let clients load and unload the bundles.")] = True,
-    prove: Annotated[
-        bool, typer.Option("--prove", help="Run every bundle's sample before serving.")
-    ] = False,
+    prove: Annotated[bool, typer.Option("--prove", help="Run every bundle's sample before serving.")] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Send OpenTelemetry spans, by its environment variables.")
     ] = False,
