@@ -2,7 +2,8 @@
 
 Semantic-token layers stay single nodes of domain `saccade`; the graph carries their definitions as local
 functions. Batch norms, biases and masks arrive folded to constants, LayerNormalization and Gelu as one node
-each. The batch is dynamic; so are height and width where asked for.
+each, timm's attention without the exporter's detours. The batch is dynamic; so are height and width where
+asked for.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import optimizer
 from torch import nn
 
 from saccade.engines.inputs import Input
+from saccade.engines.passes.key_transposes import join_key_transposes
+from saccade.engines.passes.one_scale import scale_one_factor
+from saccade.engines.passes.split_qkv import split_qkv
 from saccade.errors import ExportError
 from saccade.models.operators import DOMAIN, OPERATORS, OPSET, VERSION
 
@@ -65,6 +70,9 @@ def export_graph(
     if program is None:
         raise ExportError(f"{name} could not be exported: the exporter returned nothing")
     fold_constants(program.model)
+    for shorten in (split_qkv, join_key_transposes, scale_one_factor):
+        shorten(program.model)
+    RemoveUnusedNodesPass()(program.model)
     _name_nodes(program.model)
     model = ir.to_proto(program.model)
     _name_dimensions(model, inputs)

@@ -14,7 +14,10 @@ import pytest
 from onnx import helper, parser
 
 from saccade.engines.passes.inline import inline
+from saccade.engines.passes.key_transposes import join_key_transposes
+from saccade.engines.passes.one_scale import scale_one_factor
 from saccade.engines.passes.pad_rows import drop_unused_pad_rows
+from saccade.engines.passes.split_qkv import split_qkv
 from saccade.engines.passes.window_bias import share_window_bias
 from saccade.models.operators import DOMAIN, OPERATORS, OPSET, PLUGIN_ATTRIBUTES, VERSION
 
@@ -45,6 +48,44 @@ BIAS_EQUAL_WIDENS = BIAS_EQUAL.replace("[N, 2, 1, 1, 2] x", "[N, 1, 1, 1, 2] x")
 BIAS_LAST = """g (float[N, 1, 1, 2] x) => (float[N, 1, 1, 2] y) <float[1, 1, 1, 2] bias = {0.0, 0.0}>
   { y = Add (x, bias) }"""
 
+QKV = """g (float[N, 2, 12] x) => (float[N, 2, 2, 2] y)
+  <int64[5] shape = {-1, 2, 3, 2, 2}, int64[1] a = {0}, int64[1] b = {1}, int64[1] c = {2}, int64[1] d = {3}>
+  { view = Reshape (x, shape)
+    unbound = Transpose <perm = [2, 0, 3, 1, 4]> (view)
+    q_slice = Slice (unbound, a, b, a)
+    q = Squeeze (q_slice, a)
+    k_slice = Slice (unbound, b, c, a)
+    k = Squeeze (k_slice, a)
+    v_slice = Slice (unbound, c, d, a)
+    v = Squeeze (v_slice, a)
+    product = Mul (q, k)
+    y = Add (product, v) }"""
+QKV_OTHER_ORDER = QKV.replace("[2, 0, 3, 1, 4]", "[2, 0, 1, 3, 4]")
+QKV_TWO_TOGETHER = QKV.replace("(unbound, c, d, a)", "(unbound, b, c, a)")
+KEYS = """g (float[N, 3, 4, 5] x) => (float[N, 3, 5, 4] y)
+  <int64[1] infer = {-1}, int64[1] least = {-9223372036854775808}, int64[1] two = {-2},
+   int64[1] most = {9223372036854775807}>
+  { shape = Shape (x)
+    lead = Slice (shape, least, two)
+    rows = Slice (shape, two, infer)
+    columns = Slice (shape, infer, most)
+    flat_shape = Concat <axis = 0> (infer, rows, columns)
+    flat = Reshape (x, flat_shape)
+    swapped = Transpose <perm = [0, 2, 1]> (flat)
+    back_shape = Concat <axis = 0> (lead, columns, rows)
+    back = Reshape (swapped, back_shape)
+    y = Relu (back) }"""
+KEYS_NOT_SWAPPED = KEYS.replace("(lead, columns, rows)", "(lead, rows, columns)").replace(
+    "3, 5, 4", "3, 4, 5"
+)
+KEYS_OTHER_ROWS = KEYS.replace("(infer, rows, columns)", "(infer, columns, rows)")
+SCALES = """g (float[N, 2, 3] a, float[N, 3, 4] b) => (float[N, 2, 4] y)
+  <float[1] s = {0.5}, float t = {0.25}>
+  { left = Mul (a, s)
+    right = Mul (b, t)
+    y = MatMul (left, right) }"""
+SCALE_PER_COLUMN = SCALES.replace("float[1] s = {0.5}", "float[3] s = {0.5, 1.0, 2.0}")
+
 
 def _answer(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -58,6 +99,14 @@ def _answer(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
         (drop_unused_pad_rows, PAD_USED, 0),
         (drop_unused_pad_rows, PAD_NEGATIVE, 0),
         (drop_unused_pad_rows, PAD_OTHER_AXIS, 0),
+        (split_qkv, QKV, 1),
+        (split_qkv, QKV_OTHER_ORDER, 0),
+        (split_qkv, QKV_TWO_TOGETHER, 0),
+        (join_key_transposes, KEYS, 1),
+        (join_key_transposes, KEYS_NOT_SWAPPED, 0),
+        (join_key_transposes, KEYS_OTHER_ROWS, 0),
+        (scale_one_factor, SCALES, 1),
+        (scale_one_factor, SCALE_PER_COLUMN, 0),
         (share_window_bias, BIAS_EQUAL, 1),
         (share_window_bias, BIAS_ZERO, 1),
         (share_window_bias, BIAS_VARIED, 0),
