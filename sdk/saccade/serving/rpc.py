@@ -7,6 +7,7 @@ Messages are parsed here and not by grpcio, so that bytes that are no message ar
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -108,14 +109,20 @@ class _Service:
 
     def _unary(self, name: str, kind: type[Message], method: Method) -> Any:
         async def call(data: bytes, context: Any) -> Message:
+            begun, code = time.monotonic_ns(), grpc.StatusCode.CANCELLED
             try:
                 metadata = self._admitted(name, context)
                 with call_span(self._settings.tracing, name, metadata):
-                    return await method(_parsed(kind, data), context)
+                    answer = await method(_parsed(kind, data), context)
+                code = grpc.StatusCode.OK
+                return answer
             except Exception as error:
                 code, message = _status(error)
                 await context.abort(code, message)
                 raise
+            finally:
+                if logger.isEnabledFor(logging.INFO):
+                    logger.info("request", extra=_line(name, code, begun, context))
 
         return grpc.unary_unary_rpc_method_handler(call, response_serializer=_bytes)
 
@@ -210,6 +217,15 @@ class _Service:
     async def _unregister(self, request: Any, context: Any) -> Any:
         self._memory.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
+
+
+def _line(name: str, code: grpc.StatusCode, begun: int, context: Any) -> dict[str, Any]:
+    """The fields of a call's log line; a caller's own request id and trace, where it sent them."""
+    metadata = dict(context.invocation_metadata() or ())
+    named = {"x-request-id": "request_id", "traceparent": "traceparent"}
+    own = {field: str(metadata[key])[:128] for key, field in named.items() if key in metadata}
+    milliseconds = round((time.monotonic_ns() - begun) / 1e6, 3)
+    return {"method": name, "status": code.name, "milliseconds": milliseconds, **own}
 
 
 def _bytes(message: Message) -> bytes:

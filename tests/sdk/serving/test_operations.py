@@ -337,6 +337,27 @@ def test_every_request_is_one_line_of_json(
     assert first["milliseconds"] > 0
 
 
+def test_every_call_is_one_line_too(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    def found() -> dict[str, tuple[str, str]]:
+        lines = [json.loads(JsonLines().format(each)) for each in list(caplog.records)]
+        return {
+            line["request_id"]: (line["method"], line["status"]) for line in lines if "request_id" in line
+        }
+
+    with (
+        caplog.at_level(logging.INFO, "saccade.serving"),
+        tritonclient.grpc.InferenceServerClient(running.grpc) as client,
+    ):
+        client.get_model_metadata("tiny", headers={"x-request-id": "mine-2"})
+        with pytest.raises(InferenceServerException):
+            client.get_model_metadata("nope", headers={"x-request-id": "mine-3"})
+        for _ in range(500):  # the line is written after the answer has gone out
+            if len(found()) == 2:
+                break
+            threading.Event().wait(0.01)
+    assert found() == {"mine-2": ("ModelMetadata", "OK"), "mine-3": ("ModelMetadata", "NOT_FOUND")}
+
+
 def test_spans_hang_under_the_callers_trace(tiny_bundle: Bundle) -> None:
     program = """
 import sys, httpx
