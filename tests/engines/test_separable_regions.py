@@ -18,7 +18,7 @@ FORM = {"coordinate_transformation_mode": "half_pixel", "mode": "avg", "sampling
 
 
 def _model(size: int, scale: float, kind: int = TensorProto.FLOAT, **changes: Any) -> onnx.ModelProto:
-    """Pooled features of two pictures of seven regions each; with another `kind`, of features in that type."""
+    """Features of seven regions in each of two pictures; of a map in the type `kind`."""
     attributes = {**FORM, "output_height": size, "output_width": size, "spatial_scale": scale, **changes}
     nodes = [
         helper.make_node("Cast", ["features"], ["low"], to=kind),
