@@ -1,4 +1,4 @@
-"""Reading constants and static dimensions of graph values; shared by the rewrites of this folder."""
+"""Constants and static dimensions of graph values; shared by the rewrites of this folder."""
 
 from __future__ import annotations
 
@@ -25,3 +25,18 @@ def static_size(value: ir.Value | None, axis: int) -> int | None:
 def axis_of(node: ir.Node) -> int:
     """The attribute `axis`, as written; 0 where it is left out."""
     return node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+
+
+def initializer(model: ir.Model, name: str, values: NDArray[Any]) -> ir.Value:
+    """The initializer called `name`, made of `values` where the graph has none of that name."""
+    if name not in model.graph.initializers:
+        tensor = ir.tensor(values, name=name)
+        model.graph.register_initializer(
+            ir.Value(
+                name=name,
+                shape=ir.Shape(values.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+        )
+    return model.graph.initializers[name]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from saccade.engines.passes.constants import constant
+from saccade.engines.passes.constants import constant, initializer
 
 
 def scale_one_factor(model: ir.Model) -> int:
@@ -23,12 +25,8 @@ def scale_one_factor(model: ir.Model) -> int:
         if left is None or right is None:
             continue
         (query, of_query), (key, of_key) = left, right
-        scale = ir.tensor(np.asarray(of_query * of_key), name=f"{product.name}_scale")
-        value = ir.Value(
-            name=scale.name, shape=scale.shape, type=ir.TensorType(scale.dtype), const_value=scale
-        )
-        model.graph.register_initializer(value)
-        multiply = ir.node("Mul", [query, value], name=f"{product.name}_scaled")
+        scale = initializer(model, f"{product.outputs[0].name}_scale", np.asarray(of_query * of_key))
+        multiply = ir.node("Mul", [query, scale], name=f"{product.outputs[0].name}_scaled")
         multiply.metadata_props.update(product.metadata_props)  # the module it comes from
         assert product.inputs[0] is not None
         multiply.outputs[0].shape, multiply.outputs[0].type = product.inputs[0].shape, product.inputs[0].type
@@ -39,7 +37,7 @@ def scale_one_factor(model: ir.Model) -> int:
     return changed
 
 
-def _scaled(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.generic]] | None:
+def _scaled(value: ir.Value | None) -> tuple[ir.Value, NDArray[Any]] | None:
     """What a Mul by a scalar multiplies, and the scalar."""
     multiply = None if value is None else value.producer()
     if multiply is None or multiply.op_type != "Mul":

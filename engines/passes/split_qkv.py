@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from saccade.engines.passes.constants import constant
+from saccade.engines.passes.constants import constant, initializer
 
 _UNBOUND = (2, 0, 3, 1, 4)  # (B, N, 3, heads, head_dim) with the three in front
 _HEADS_FIRST = (0, 2, 1, 3)
@@ -38,9 +38,7 @@ def _cut(model: ir.Model, transpose: ir.Node) -> bool:
         return False
     split = ir.node("Split", [projected], {"axis": -1, "num_outputs": _PARTS}, num_outputs=_PARTS)
     split.name = f"{transpose.name}_split"
-    each = ir.tensor(shape[[0, 1, 3, 4]], name=f"{reshape.name}_each")
-    sizes = ir.Value(name=each.name, shape=each.shape, type=ir.TensorType(each.dtype), const_value=each)
-    model.graph.register_initializer(sizes)
+    sizes = initializer(model, f"{reshape.outputs[0].name}_part", shape[[0, 1, 3, 4]])
     made = [split]
     for value, part in zip(split.outputs, parts, strict=True):
         old = part.outputs[0]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from saccade.engines.passes.constants import constant
+from saccade.engines.passes.constants import constant, initializer
 
 
 def share_window_bias(model: ir.Model) -> int:
@@ -30,7 +27,7 @@ def share_window_bias(model: ir.Model) -> int:
             ir.convenience.replace_all_uses_with(add.outputs[0], logits)
             model.graph.remove(add, safe=True)
         elif len(values) > 1 and (values == values[:1]).all():
-            add.replace_input_with(1, _initializer(model, f"{bias.name}_shared", values[:1].copy()))
+            add.replace_input_with(1, initializer(model, f"{bias.name}_shared", values[:1].copy()))
         else:
             continue
         changed += 1
@@ -42,17 +39,3 @@ def _is_broadcast_into(logits: ir.Value, shape: tuple[int, ...]) -> bool:
     if logits.shape is None or len(logits.shape) < len(shape):
         return False
     return all(size in (1, logits.shape[axis - len(shape)]) for axis, size in enumerate(shape))
-
-
-def _initializer(model: ir.Model, name: str, values: NDArray[Any]) -> ir.Value:
-    if name not in model.graph.initializers:
-        tensor = ir.tensor(values, name=name)
-        model.graph.register_initializer(
-            ir.Value(
-                name=name,
-                shape=ir.Shape(values.shape),
-                type=ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-        )
-    return model.graph.initializers[name]
