@@ -13,10 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
+import grpc
+import grpc.aio
 import httpx
 import numpy as np
 import pytest
+from tests.sdk.serving.test_faults import rpc_request
 from tests.sdk.serving.test_operations import body
 
 import saccade
@@ -30,8 +34,8 @@ HEAD = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n
 class Served:
     """The process, and where it answers."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
-        self.process, self.port = process, port
+    def __init__(self, process: subprocess.Popen[str], port: int, grpc_port: int) -> None:
+        self.process, self.port, self.grpc_port = process, port, grpc_port
         self.url = f"http://127.0.0.1:{port}"
 
     def resident(self) -> int:
@@ -40,7 +44,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(bundle: Path, *options: str) -> Iterator[Served]:
+def served(bundle: Path, *options: str, log: IO[str] | None = None) -> Iterator[Served]:
     command = [
         sys.executable,
         "-c",
@@ -50,10 +54,11 @@ def served(bundle: Path, *options: str) -> Iterator[Served]:
         "--json",
     ]
     ports = ["--threads", "1", "--http-port", "0", "--grpc-port", "0", "--log-level", "error"]
-    process = subprocess.Popen([*command, *ports, *options], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *ports, *options], stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None
-        yield Served(process, json.loads(process.stdout.readline())["http_port"])
+        told = json.loads(process.stdout.readline())
+        yield Served(process, told["http_port"], told["grpc_port"])
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(40) == 0
@@ -119,6 +124,38 @@ def test_sigterm_under_load_loses_no_accepted_request(tiny_bundle: Bundle) -> No
     assert counts["200"] > 100
     assert counts["refused"] == 16
     assert set(counts) == {"200", "refused"}, counts
+
+
+@pytest.mark.slow
+def test_sigterm_answers_every_call_that_was_begun(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """gRPC refuses what arrives in the moment of closing, unbegun; the server's log says what it began."""
+    refusals = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    answered: list[bytes] = []
+
+    async def ask_forever(call: Any) -> None:
+        while True:
+            answered.append(await call(rpc_request(), timeout=30))
+
+    async def client(port: int) -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask_forever(channel.unary_unary("/inference.GRPCInferenceService/ModelInfer"))
+        assert caught.value.code() in refusals
+
+    async def main(server: Served) -> None:
+        clients = [asyncio.create_task(client(server.grpc_port)) for _ in range(8)]
+        await asyncio.sleep(2)
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(asyncio.gather(*clients), 60)
+
+    path = tmp_path / "log"
+    with path.open("w") as log, served(tiny_bundle.path, "--log-level", "info", log=log) as server:
+        asyncio.run(main(server))
+        assert server.process.wait(30) == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    begun = Counter(line["status"] for line in lines if line.get("method") == "ModelInfer")
+    assert begun == {"OK": len(answered)}
+    assert len(answered) > 20
 
 
 @pytest.mark.slow
