@@ -6,7 +6,8 @@ Servers get the first processor and clients the second, so that neither borrows 
 one thread. Figures: processor time per request (whole process tree) and throughput at concurrency 1, 4, 16
 and 64 with a demo model on 602 kB of float32; throughput at 64 over the bare engine's at its best batch,
 in alternating rounds; what a trivial model's answers take beyond its engine, one at a time, by HTTP, gRPC
-and shared memory; idle memory. `--answers N` asks a trivial model for N answers whose values are known.
+and shared memory; idle memory. With `--answers N` only this: a trivial model is asked for N answers whose
+values are known.
 """
 
 from __future__ import annotations
@@ -43,18 +44,12 @@ from saccade.benchmarks.serving_load import (
     resident_bytes,
 )
 from saccade.benchmarks.serving_peers import PACKAGES, PROGRAMS
-from saccade.models.card import Card, Preprocessing
+from saccade.benchmarks.serving_ways import trivial_bundle, ways
 
 DEMO = "digits-stvit"
 CONCURRENCIES = (1, 4, 16, 64)
 INFER = "/v2/models/model/infer"
 SHARED = "saccade-benchmark"
-
-TRIVIAL = """<ir_version: 9, opset_import: ["": 20]>
-trivial (float[batch, 3, {side}, {side}] image) => (float[batch, 3] logits) {{
-    pooled = GlobalAveragePool (image)
-    logits = Flatten <axis = 1> (pooled)
-}}"""
 
 # One line in: rows and seconds (0: once). One line out: rows per second, processor ms per row.
 BARE = """
@@ -74,36 +69,6 @@ with saccade.load(sys.argv[1], threads=1) as predictor:
         wall = time.perf_counter() - begun
         print(count / wall, (time.process_time() - cpu) / count * 1e3, flush=True)
 """
-
-
-def trivial_bundle(out: Path, side: int) -> Path:
-    """A classifier whose logits are the means of the channels."""
-    import onnx
-
-    card = Card(
-        name="trivial",
-        family="test",
-        preprocessing=Preprocessing(input_size_hw=(side, side), resize_hw=(side, side)),
-        labels=("red", "green", "blue"),
-    )
-
-    def fill(folder: Path) -> dict[str, Any]:
-        (folder / "graphs").mkdir()
-        onnx.save(onnx.parser.parse_model(TRIVIAL.format(side=side)), folder / "graphs" / "model.onnx")
-        tensors = {"image": ["batch", 3, side, side], "logits": ["batch", 3]}
-        image, logits = ([{"name": n, "dtype": "float32", "shape": s}] for n, s in tensors.items())
-        files = {"source": "graphs/model.onnx"}
-        graph = {"inputs": image, "outputs": logits, "files": files, "sample": None}
-        return {
-            "name": card.name,
-            "task": card.task,
-            "card": card.to_json(),
-            "graphs": {"model": graph},
-            "derived": {},
-            "untrained": False,
-        }
-
-    return bundles.write(out, fill).path
 
 
 def _pinned(processor: int) -> Callable[[], None]:
@@ -258,8 +223,6 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def added_latency(rounds: int) -> dict[str, Any]:
     """Milliseconds beyond the engine's own run, one request at a time; the ways take turns."""
-    from saccade.benchmarks.serving_ways import ways
-
     row = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         bundle = trivial_bundle(Path(folder, "trivial"), 224)
@@ -326,6 +289,16 @@ async def _ask_tagged(port: int, answers: int, clients: int) -> tuple[int, int]:
     return right, wrong
 
 
+def measure(peers: Path | None, seconds: float, rounds: int) -> dict[str, Any]:
+    """Everything but the tagged answers."""
+    return {
+        "model": DEMO,
+        "servers": compare(peers, seconds),
+        "saturation": saturation(rounds, seconds),
+        "one_at_a_time": added_latency(400),
+    }
+
+
 def install(peers: Path) -> None:
     """Each peer in an environment of its own."""
     for name, package in PACKAGES.items():
@@ -350,13 +323,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.install and arguments.peers:
         install(arguments.peers)
+    load = os.getloadavg()[0]
     _pinned(1)()
-    record = {
-        "servers": compare(arguments.peers, arguments.seconds),
-        "saturation": saturation(arguments.rounds, arguments.seconds),
-        "one_at_a_time": added_latency(400),
-        **({"tagged": tagged(arguments.answers)} if arguments.answers else {}),
-        "model": DEMO,
+    if arguments.answers:
+        name, record = "serving_tagged", tagged(arguments.answers)
+    else:
+        name, record = "serving", measure(arguments.peers, arguments.seconds, arguments.rounds)
+    record |= {
+        "load_average_before": round(load, 2),  # what else the machine did: latencies want a quiet one
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()} {platform.system()} {platform.release()}, {os.cpu_count()} CPUs",
         "versions": {n: version(n) for n in ("saccade", "onnxruntime", "uvicorn", "starlette", "grpcio")},
@@ -365,7 +339,7 @@ def main() -> None:
     print(text)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "serving.json").write_text(text + "\n")
+        (arguments.out / f"{name}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The ways to ask one server for the same tensor, one call each, with clients that cost little."""
+"""A model that costs nothing, and the ways to ask its server: one call each, by clients that cost little."""
 
 from __future__ import annotations
 
@@ -13,11 +13,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 import saccade
+from saccade import bundle as bundles
+from saccade.models.card import Card, Preprocessing
 from saccade.serving.protocol import inference_pb2 as pb
 
-__all__ = ["ways"]
+__all__ = ["trivial_bundle", "ways"]
 
 _INFER = "/v2/models/model/infer"
+
+TRIVIAL = """<ir_version: 9, opset_import: ["": 20]>
+trivial (float[batch, 3, {side}, {side}] image) => (float[batch, 3] logits) {{
+    pooled = GlobalAveragePool (image)
+    logits = Flatten <axis = 1> (pooled)
+}}"""
+
+
+def trivial_bundle(out: Path, side: int) -> Path:
+    """A classifier whose logits are the means of the channels."""
+    import onnx
+
+    card = Card(
+        name="trivial",
+        family="test",
+        preprocessing=Preprocessing(input_size_hw=(side, side), resize_hw=(side, side)),
+        labels=("red", "green", "blue"),
+    )
+
+    def fill(folder: Path) -> dict[str, Any]:
+        (folder / "graphs").mkdir()
+        onnx.save(onnx.parser.parse_model(TRIVIAL.format(side=side)), folder / "graphs" / "model.onnx")
+        tensors = {"image": ["batch", 3, side, side], "logits": ["batch", 3]}
+        image, logits = ([{"name": n, "dtype": "float32", "shape": s}] for n, s in tensors.items())
+        files = {"source": "graphs/model.onnx"}
+        graph = {"inputs": image, "outputs": logits, "files": files, "sample": None}
+        return {
+            "name": card.name,
+            "task": card.task,
+            "card": card.to_json(),
+            "graphs": {"model": graph},
+            "derived": {},
+            "untrained": False,
+        }
+
+    return bundles.write(out, fill).path
 
 
 @contextlib.contextmanager
