@@ -1,6 +1,6 @@
 """The server under load, beside other servers of the same model, and beside the bare engine.
 
-    python -m saccade.benchmarks.serving --peers ~/.cache/saccade/peers --install --out benchmarks/results
+    python -m saccade.benchmarks.serving --peers DIR --install --out benchmarks/results
 
 Servers get the first processor and clients the second, so that neither borrows from the other; the engine has
 one thread. Figures: processor time per request (whole process tree) and throughput at concurrency 1, 4, 16
@@ -173,7 +173,7 @@ def _peer_request(name: str, row: np.ndarray[Any, np.dtype[np.float32]]) -> byte
 
 
 def saturation(rounds: int, seconds: float) -> dict[str, Any]:
-    """Throughput at 64 clients over the bare engine's at its best batch, in alternating rounds."""
+    """Throughput at 64 clients over the bare engine's, both at its best batch, in alternating rounds."""
     row = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
     request = infer_request(row, INFER)
     bare = subprocess.Popen(
@@ -186,15 +186,16 @@ def saturation(rounds: int, seconds: float) -> dict[str, Any]:
     assert bare.stdout is not None
     engine_bytes = int(bare.stdout.readline())
     wall, cpu = [], []
-    with bare, ours(DEMO) as (process, port, _):
-        idle_bytes = resident_bytes(process.pid)
+    with bare:
         by_batch = {rows: _bare(bare, rows, seconds) for rows in (1, 2, 4, 8)}
         best = max(by_batch, key=lambda rows: by_batch[rows][0])
-        for _ in range(rounds):
-            rate, milliseconds = _bare(bare, best, seconds)
-            load = asyncio.run(press(port, request, 64, seconds, process.pid))
-            wall.append(load.per_second / rate)
-            cpu.append(milliseconds / load.cpu_ms_per_request)
+        with ours(DEMO, "--max-batch", str(best)) as (process, port, _):
+            idle_bytes = resident_bytes(process.pid)
+            for _ in range(rounds):
+                rate, milliseconds = _bare(bare, best, seconds)
+                load = asyncio.run(press(port, request, 64, seconds, process.pid))
+                wall.append(load.per_second / rate)
+                cpu.append(milliseconds / load.cpu_ms_per_request)
         assert bare.stdin is not None
         bare.stdin.close()
     return {

@@ -25,7 +25,7 @@ class BatchedEngine:
 
     def __init__(self, engine: Engine, limits: Limits, timeout_ms: float) -> None:
         self.engine = engine
-        self.batcher = Batcher(engine.run, _fitting(limits, engine.inputs))
+        self.batcher = Batcher(lambda feeds: engine.run(_aligned(feeds)), _fitting(limits, engine.inputs))
         self._timeout_ms = timeout_ms
 
     @property
@@ -60,6 +60,12 @@ class BatchedEngine:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _aligned(feeds: Arrays) -> Arrays:
+    """Tensors that lie behind JSON of any length are copied to where the engine can read them; joined ones
+    have been already."""
+    return {name: array if array.flags.aligned else array.copy() for name, array in feeds.items()}
 
 
 def _fitting(limits: Limits, inputs: Mapping[str, TensorSpec]) -> Limits:

@@ -99,14 +99,13 @@ def checked_shape(name: str, shape: Any) -> tuple[int, ...]:
 def from_bytes(
     name: str, data: bytes | memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> NDArray[Any]:
-    """An array over `data`, without a copy where the bytes are aligned. Little-endian, rows first."""
+    """An array over `data`, without a copy; it may not be aligned. Little-endian, rows first."""
     wanted = math.prod(shape) * dtype.itemsize
     if len(data) != wanted:
         raise InputError(f"input {name!r} of shape {list(shape)} takes {wanted} bytes, there are {len(data)}")
     if dtype == np.bool_:
         return (np.frombuffer(data, np.uint8) != 0).reshape(shape)  # other values than 0 and 1 are no bool
-    array = np.frombuffer(data, dtype).reshape(shape)
-    return array if array.flags.aligned else array.copy()
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def from_list(name: str, data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
