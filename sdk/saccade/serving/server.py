@@ -83,13 +83,14 @@ class Server:
         self.repository = Repository(bundles, settings)
         self.memory = SharedMemory(settings.shared_memory)
         self.http_port = self.grpc_port = 0
+        self._listener: socket.socket | None = None
         self._http: _Uvicorn | None = None
         self._rpc: grpc.aio.Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def listen(self) -> None:
         """Bind both ports, then answer on them: alive, not ready. UsageError where one is taken."""
-        listener = _listener(self.settings)
+        self._listener = listener = _listener(self.settings)
         self.http_port = listener.getsockname()[1]
         try:
             if self.settings.grpc_port is not None:
@@ -127,9 +128,27 @@ class Server:
             return
         for each in self._http.servers:
             each.close()
+        await self._adopt_backlog(self._http)
         await self._last_calls(self._http.server_state)
         self._http.should_exit = True
         await self._serving
+
+    async def _adopt_backlog(self, http: _Uvicorn) -> None:
+        """Serve the connections that the kernel took but nobody accepted yet; closing would reset them."""
+        await asyncio.sleep(_TICK_S)  # the loop lets go of the listener
+        while self._listener is not None:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # no more
+                break
+            connection.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: BoundedConnection(http.config, http.server_state, http.lifespan.state),
+                connection,
+                ssl=http.config.ssl,
+            )
+        if self._listener is not None:
+            self._listener.close()
 
     async def _last_calls(self, state: ServerState) -> None:
         """Until no connection is open, or none has sent anything for a while; at most half of the time."""
