@@ -43,7 +43,6 @@ def tables() -> tuple[tuple[Path, str, str], ...]:
         (ROOT / "README.md", "families", "\n".join(_families(cards))),
         (ROOT / "docs" / "models.md", "models", "\n".join(_models(cards))),
         (SUPPORT, "builds", "\n".join(_builds(cards))),
-        (SUPPORT, "accepted", "\n".join(_accepted(cards))),
     )
 
 
@@ -57,13 +56,14 @@ def filled(text: str, marker: str, table: str) -> str:
 
 
 def _families(cards: Sequence[Card]) -> Iterator[str]:
-    yield "| family | models | on CPU | TensorRT |"
-    yield "|---|---|---|---|"
+    yield "| family | models | on CPU | TensorRT | accepted on GPUs |"
+    yield "|---|---|---|---|---|"
     for family in dict.fromkeys(card.family for card in cards):
         group = [card for card in cards if card.family == family]
         names = [f"`{card.name}`" for card in group[:_SHOWN]]
         names += [f"{len(group) - _SHOWN} more"] if len(group) > _SHOWN else []
-        yield f"| {family} | {', '.join(names)} | {_summary(group, 'cpu')} | {_summary(group, 'tensorrt')} |"
+        words = (_summary(group, "cpu"), _summary(group, "tensorrt"), accepted(group))
+        yield f"| {family} | {', '.join(names)} | {' | '.join(words)} |"
 
 
 def _summary(cards: Sequence[Card], where: str) -> str:
@@ -99,13 +99,6 @@ def accepted(cards: Sequence[Card]) -> str:
     found = [records.read(path) for path in sorted(ACCEPTED.glob("*.json"))]
     dates = [each.date[:10] for each in found if each.model in names and each.verdict == "accepted"]
     return f"{len(dates)}, newest {max(dates)}" if dates else "none yet"
-
-
-def _accepted(cards: Sequence[Card]) -> Iterator[str]:
-    yield "| family | rows accepted on a GPU |"
-    yield "|---|---|"
-    for family in dict.fromkeys(card.family for card in cards):
-        yield f"| {family} | {accepted([card for card in cards if card.family == family])} |"
 
 
 def _builds(cards: Sequence[Card]) -> Iterator[str]:

@@ -2,9 +2,9 @@
 
     python examples/10_lower_precision.py deepmad --pictures 200
 
-Each network is exported, its bundle converted as `saccade convert` does it, and the converted graph asked
-about pictures it has not seen. Both precisions are emulated: every weight and result rounded, sums inside an
-operation in float32.
+Each network is exported, its bundle converted as `saccade convert --pictures` does it with a few pictures of
+the training set, and the converted graph asked about pictures it has not seen. Both precisions are emulated:
+every weight and result rounded, sums inside an operation in float32.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -35,6 +36,7 @@ from saccade.engines.scratch import opened
 from saccade.export import export_bundle
 
 PRECISIONS = ("fp16", "bf16")
+SHOWN = 32  # training pictures that the conversion sees: noise alone does not show where digits overflow
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,11 @@ def converted(module: nn.Module, chosen: nets.Net, folder: Path) -> Bundle:
         std_rgb=nets.STD_RGB,
         crop=1.0,
     )
-    return convert(exported.path, PRECISIONS, folder / "low")
+    shown = folder / "pictures"
+    shown.mkdir()
+    for number, image in enumerate(scenes.render("train", SHOWN, seed=0).images):
+        Image.fromarray(image).save(shown / f"{number}.png")
+    return convert(exported.path, PRECISIONS, folder / "low", pictures=shown)
 
 
 def predictions(graph: onnx.ModelProto, pictures: scenes.Pictures, batch: int = 50) -> npt.NDArray[np.int64]:

@@ -62,7 +62,9 @@ def serve(
 ) -> None:
     """Serve bundles over HTTP and gRPC (Open Inference Protocol), with a page at / and metrics at /metrics.
 
-    SIGTERM and Ctrl-C answer what was accepted, then stop. Example: saccade serve digits-stvit --http-port 8000
+    SIGTERM and Ctrl-C answer what was accepted, then stop.
+
+    Example: saccade serve digits-stvit --http-port 8000
     """
     try:
         from saccade.serving.logs import log_to_stderr

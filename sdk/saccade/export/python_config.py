@@ -114,7 +114,7 @@ _SIGNS: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {
 
 
 class _Reader:
-    """Evaluates what is plain data in one file. base: the variables of its bases, as the file changed them."""
+    """Evaluates what is plain data in one file. base: its bases' variables, as the file changed them."""
 
     def __init__(self, path: Path, read_base: Callable[[Path], dict[str, Any]]) -> None:
         self.base: dict[str, Any] = {}
