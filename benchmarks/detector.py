@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from saccade.engines.engine import EngineOptions
@@ -165,16 +166,23 @@ def _profiled(
     for _ in range(rounds + 1):
         _timed(lambda: session.run(None, feeds), runs_s)
     events = json.loads(Path(session.end_profiling()).read_text())
+    nodes = onnx.load(graph, load_external_data=False).graph.node
+    makers = {output: node.name for node in nodes for output in node.output}
     runs = sorted(e["ts"] for e in events if e["name"] == "model_run")
     rows: list[Counter[str]] = [Counter() for _ in runs]
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             round_ = sum(start <= event["ts"] for start in runs) - 1
-            first = event["name"].replace("/", ".").split(".")[0]
-            rows[round_][PARTS.get(first, "other")] += event["dur"] / 1e6
+            rows[round_][_part(event["name"].removesuffix("_kernel_time"), makers)] += event["dur"] / 1e6
     names = dict.fromkeys([*PARTS.values(), "other"])
     pairs = list(zip(rows, runs_s, strict=True))[1:]
     return {name: [run_s * row[name] / row.total() for row, run_s in pairs] for name in names}
+
+
+def _part(node: str, makers: Mapping[str, str]) -> str:
+    """Of a node of the runtime; those of blocked layouts have the name of the value that they make."""
+    name = makers.get(node.partition("_nchwc")[0], node)
+    return PARTS.get(name.replace("/", ".").split(".")[0], "other")
 
 
 def main() -> None:
