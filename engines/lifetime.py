@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 from saccade.errors import ClosedError
 
 T = TypeVar("T")
+
+
+class Closing:
+    """What `with` closes at its end: whatever has a `close`."""
+
+    def close(self) -> None:
+        """Free what is held."""
+        raise NotImplementedError(f"{type(self).__name__} must say what closing means")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class Owned(Generic[T]):

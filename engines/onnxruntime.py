@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays, EngineOptions, TensorSpec, check_feeds
-from saccade.engines.lifetime import Owned
+from saccade.engines.lifetime import Closing, Owned
 from saccade.errors import EngineError, MissingDependency
 
 _SILENT = 4  # severity; what goes wrong arrives as an exception, once
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Closing):
     """One `InferenceSession`.
 
     External weights are mapped; what a kernel wants in its own layout is copied once, so that there is one
@@ -55,17 +54,6 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _session_options(options: EngineOptions) -> Any:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import queue
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays, EngineOptions, TensorSpec, check_feeds
-from saccade.engines.lifetime import Owned
+from saccade.engines.lifetime import Closing, Owned
 from saccade.errors import EngineError
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Closing):
     """One compiled model, computing in float32 whatever the CPU offers.
 
     An infer request serves one call at a time, so each call borrows one from a pool as large as OpenVINO can
@@ -58,17 +57,6 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _spec(port: Any) -> TensorSpec:

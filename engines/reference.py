@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays, EngineOptions, TensorSpec, check_feeds
-from saccade.engines.lifetime import Owned
+from saccade.engines.lifetime import Closing, Owned
 from saccade.errors import EngineError
 
 
-class ReferenceEngine:
+class ReferenceEngine(Closing):
     """One `onnx.reference.ReferenceEvaluator`, local functions included. `options` do not apply to it."""
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
@@ -45,17 +44,6 @@ class ReferenceEngine:
     def close(self) -> None:
         """Let go of the graph. Twice is fine."""
         self._evaluator.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -12,14 +12,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays, EngineOptions, check_feeds
-from saccade.engines.lifetime import Owned
+from saccade.engines.lifetime import Closing, Owned
 from saccade.engines.tensorrt import plans
 from saccade.engines.tensorrt.device import DeviceArray, Feed, Graph, Memory, Stream, call
 from saccade.engines.tensorrt.opening import Opened, open_plan
@@ -33,7 +32,7 @@ Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = tuple[tuple[str, Shape], ...]
 
 
-class TensorRtEngine:
+class TensorRtEngine(Closing):
     """One plan on one GPU. `path`: its folder in a bundle, or the plan in it.
 
     options.device: "cuda:N"; "cpu", the default of everything else, means the first GPU here. contexts: how
@@ -91,17 +90,6 @@ class TensorRtEngine:
 
     def close(self) -> None:
         self._loaded.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _is_array(value: Any) -> bool:

@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays
+from saccade.engines.lifetime import Closing
 from saccade.errors import ClosedError, DeadlineError, EngineError, InputError, OverloadedError, UsageError
 
 __all__ = ["Batcher", "Limits", "Statistics"]
@@ -71,7 +71,7 @@ class _Request:
     deadline_ns: int | None
 
 
-class Batcher:
+class Batcher(Closing):
     """Runs `run` on joined requests in a thread of its own. Thread-safe; use it in a `with`, or close it.
 
     run: takes arrays by name that share their first axis, and returns arrays whose first axis is the same.
@@ -142,17 +142,6 @@ class Batcher:
             self._closing = True
             self._state.notify()
         self._worker.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _work(self) -> None:
         while batch := self._next():

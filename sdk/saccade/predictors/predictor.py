@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays, Engine, TensorSpec
+from saccade.engines.lifetime import Closing
 from saccade.errors import BundleError, EngineError, UsageError
 from saccade.media import Media, Source, batched, open_source
 from saccade.models.card import Card
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 PICTURE_GRAPHS = ("model", "image")  # what the graph that takes pictures is called
 
 
-class Predictor(Generic[Result]):
+class Predictor(Closing, Generic[Result]):
     """A callable: pictures in, one result each out. Owns its engines; use it in a `with`, or close it.
 
     Thread-safe. After `close`, and in a process forked from the one that loaded it, ClosedError.
@@ -112,17 +112,6 @@ class Predictor(Generic[Result]):
         """Free the engines. Twice is fine."""
         for engine in self.engines.values():
             engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         untrained = ", UNTRAINED" if self.untrained else ""

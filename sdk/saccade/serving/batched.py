@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
 from saccade.batching import Batcher, Limits, Outputs
 from saccade.engines.engine import Arrays, Engine, TensorSpec, check_feeds
+from saccade.engines.lifetime import Closing
 
 __all__ = ["BatchedEngine"]
 
 
-class BatchedEngine:
+class BatchedEngine(Closing):
     """An `Engine` over a `Batcher` over an engine. Owns both.
 
     `run` waits at most `timeout_ms`, so that an engine that hangs holds no caller. Feeds are checked before
@@ -49,17 +49,6 @@ class BatchedEngine:
         """Answer what is queued, then free the engine."""
         self.batcher.close()
         self.engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _aligned(feeds: Arrays) -> Arrays:

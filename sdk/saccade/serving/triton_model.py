@@ -13,14 +13,14 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import saccade
 from saccade.engines.engine import Arrays, TensorSpec, check_feeds
+from saccade.engines.lifetime import Closing
 from saccade.errors import EngineError, InputError, SaccadeError
 from saccade.loading import PREDICTORS
 from saccade.models.card import Card
@@ -36,7 +36,7 @@ _LARGEST_PICTURE = 64 * 2**20  # bytes of a file
 logger = logging.getLogger("saccade")
 
 
-class TritonEngine:
+class TritonEngine(Closing):
     """An `Engine` whose graph is another model of this server. backend: its module for Python models."""
 
     def __init__(self, backend: Any, model: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]):
@@ -68,17 +68,6 @@ class TritonEngine:
 
     def close(self) -> None:
         """Nothing is owned: the server unloads its models."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class TritonPythonModel:
