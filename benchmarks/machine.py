@@ -8,8 +8,9 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib import metadata
 from pathlib import Path
+
+from saccade import tuning
 
 RAPL = Path("/sys/class/powercap")
 LIBRARIES = (
@@ -27,24 +28,13 @@ LIBRARIES = (
 
 def describe() -> str:
     """The processor, as its maker calls it, and the kernel."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    name = model.group(1).strip() if model else platform.processor()
+    name = tuning.processor() or platform.processor()
     return f"{name}, {platform.machine()} {platform.system()} {platform.release()}".lstrip(", ")
 
 
 def versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
     """Of the distributions among `names` that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return tuning.versions(names)
 
 
 def peak_rss_mib() -> float:

@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,21 +82,25 @@ def record(
 
 def machine() -> str:
     """The processor and how many of its cores this process may use."""
+    return f"{len(os.sched_getaffinity(0))} cores of {processor() or platform.machine()}"
+
+
+def processor() -> str:
+    """As its maker calls it; "" where the kernel does not say."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        text = ""
+        return ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    name = model.group(1).strip() if model else platform.machine()
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+    return model.group(1).strip() if model else ""
 
 
-def versions() -> dict[str, str]:
-    """Of everything whose change could change the choice."""
+def versions(names: Sequence[str] = _LIBRARIES) -> dict[str, str]:
+    """Of the distributions among `names` that are installed; by default what could change the choice."""
     from importlib import metadata
 
     found = {}
-    for name in _LIBRARIES:
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
