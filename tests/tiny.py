@@ -24,6 +24,18 @@ CARD = Card(
     labels=LABELS,
 )
 
+# Sizes of a Mask R-CNN on Swin, for `config`.
+DETECTOR: dict[str, Any] = {
+    "backbone": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]},
+    "num_classes": 3,
+    "channels": 16,
+    "box_width": 32,
+    "mask_convs": 1,
+    "proposal_candidates": 60,
+    "proposals": 40,
+    "detections": 20,
+}
+
 # Scaled: a local function, so that every engine meets one.
 GRAPH = """<ir_version: 9, opset_import: ["": 20, "test": 1]>
 tiny (float[batch, 3, 32, 32] image) => (float[batch, 10] logits) {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
+from tests import tiny
 
 import saccade
 from saccade.builds import BatchRange, BuildOptions, SizeRange
@@ -19,23 +19,18 @@ from saccade.engines.tensorrt.options import Precision
 from saccade.export import export_bundle
 
 pytestmark = pytest.mark.slow
-SMALL: dict[str, Any] = {
-    "backbone": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]},
-    "num_classes": 3,
-    "channels": 16,
-    "box_width": 32,
-    "mask_convs": 1,
-    "proposal_candidates": 60,
-    "proposals": 40,
-    "detections": 20,
-}
 
 
 @pytest.fixture(scope="module")
 def low(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("detector")
     plain = export_bundle(
-        "mask_rcnn_swin_tiny", None, folder / "plain", random=True, config=SMALL, input_size_hw=(128, 192)
+        "mask_rcnn_swin_tiny",
+        None,
+        folder / "plain",
+        random=True,
+        config=tiny.DETECTOR,
+        input_size_hw=(128, 192),
     )
     return convert(plain.path, ["fp16"], folder / "low")
 

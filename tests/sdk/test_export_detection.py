@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tests import tiny
 
 import saccade
 from saccade import CheckpointError, ExportError, UsageError, cli
@@ -24,16 +25,6 @@ from saccade.verification import verify
 from saccade.video import write_video
 
 NAME = "mask_rcnn_swin_tiny"
-SMALL: dict[str, Any] = {
-    "backbone": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]},
-    "num_classes": 3,
-    "channels": 16,
-    "box_width": 32,
-    "mask_convs": 1,
-    "proposal_candidates": 60,
-    "proposals": 40,
-    "detections": 20,
-}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +33,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     (folder / "names.txt").write_text("ant\nbee\ncat\n")
     out = folder / "small"
     return export_bundle(
-        NAME, None, out, random=True, config=SMALL, labels=folder / "names.txt", input_size_hw=(128, 192)
+        NAME,
+        None,
+        out,
+        random=True,
+        config=tiny.DETECTOR,
+        labels=folder / "names.txt",
+        input_size_hw=(128, 192),
     )
 
 
@@ -168,12 +165,12 @@ def test_the_command_line_takes_pictures_folders_videos_and_tiles(
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return {key: value.contiguous() for key, value in create(NAME, **SMALL).state_dict().items()}
+    return {key: value.contiguous() for key, value in create(NAME, **tiny.DETECTOR).state_dict().items()}
 
 
 def export(tmp_path: Path, state: dict[str, torch.Tensor], name: str = NAME, **options: Any) -> Bundle:
     save_file(state, tmp_path / "weights.safetensors")
-    config = {"config": {"backbone": SMALL["backbone"]}} | options
+    config = {"config": {"backbone": tiny.DETECTOR["backbone"]}} | options
     return export_bundle(name, tmp_path / "weights.safetensors", tmp_path / "out", **config)
 
 
@@ -194,7 +191,7 @@ def test_a_missing_mask_head_is_refused_where_masks_are_asked_for(
 ) -> None:
     boxes = {key: value for key, value in state.items() if "mask_head" not in key}
     with pytest.raises(CheckpointError, match="mask_head"):
-        export(tmp_path, boxes, config={"backbone": SMALL["backbone"], "masks": True})
+        export(tmp_path, boxes, config={"backbone": tiny.DETECTOR["backbone"], "masks": True})
 
 
 @pytest.mark.slow
