@@ -6,7 +6,7 @@ PYTHON ?= python3
 PY ?= .venv/bin/python
 # Two processes of one thread each: threads of several processes on the same cores wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -p no:cacheprovider
-TWICE := -n 2 --dist loadfile
+TWICE := -n 2 --dist loadfile --max-worker-restart 0
 OUT ?= demo-output
 
 # An environment of your own is used as it is; only .venv is made here.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +71,10 @@ def test_a_child_that_keeps_silent_is_given_up() -> None:
     assert "no answer within 1 s" in record.error
 
 
-@pytest.fixture
-def attended() -> Iterator[None]:
-    """Ctrl-C is heard: a shell starts what runs in the background with the signal ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("attended")
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     def press(done: int, total: int, what: str) -> None:
         if what.startswith("round 4"):
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
     out = tmp_path / "run.jsonl"
     other = Configuration("wait", "one", threads=1, opener=SLEEP, arguments={"seconds": 0.001})
