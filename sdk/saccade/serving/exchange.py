@@ -15,9 +15,12 @@ from saccade.errors import OverloadedError, SaccadeError
 from saccade.serving.refusals import BodyTooLarge, SlowRequest, Unauthorised
 from saccade.serving.settings import ServerSettings
 
-__all__ = ["error_response", "header", "json_response", "read_body", "until_gone"]
+__all__ = ["WHOLE_BODY", "error_response", "header", "json_response", "read_body", "until_gone"]
 
 T = TypeVar("T")
+# In scope["extensions"] where the server has it: an object whose `take` gives the whole body, in one piece,
+# once `receive` has given the last (empty) part of it.
+WHOLE_BODY = "saccade.body"
 _QUICK_S = 0.05  # answers that take longer are worth watching the client for
 _RETRY_AFTER_S = 1
 
@@ -30,16 +33,21 @@ def header(scope: Scope, name: bytes) -> str:
     return ""
 
 
-async def read_body(scope: Scope, receive: Receive, settings: ServerSettings) -> bytes:
-    """The whole body. Raises BodyTooLarge, SlowRequest, or ClientDisconnect where the client has gone."""
+async def read_body(scope: Scope, receive: Receive, settings: ServerSettings) -> bytes | memoryview:
+    """The whole body: from where the server has put it, or joined from its parts.
+
+    Raises BodyTooLarge, SlowRequest, or ClientDisconnect where the client has gone.
+    """
     declared = header(scope, b"content-length")
     if declared.isdigit() and int(declared) > settings.max_body_bytes:
         raise BodyTooLarge(f"the body has {declared} bytes; at most {settings.max_body_bytes} are read")
     try:
         async with asyncio.timeout(settings.upload_timeout_ms / 1e3):
-            return await _collect(receive, settings.max_body_bytes)
+            joined = await _collect(receive, settings.max_body_bytes)
     except TimeoutError:
         raise SlowRequest(f"the body did not arrive within {settings.upload_timeout_ms:g} ms") from None
+    whole = scope.get("extensions", {}).get(WHOLE_BODY)
+    return joined if whole is None else whole.take()
 
 
 async def _collect(receive: Receive, limit: int) -> bytes:

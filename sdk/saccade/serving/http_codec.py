@@ -30,7 +30,7 @@ _MAX_ID = 256
 _WINDOWS = {"gzip": 31, "deflate": 15}  # zlib's window bits: with gzip's header, with zlib's own
 
 
-def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+def decompress(body: bytes | memoryview, encoding: str, limit: int) -> bytes | memoryview:
     """A body as it was before its Content-Encoding; at most `limit` bytes are ever made."""
     if encoding in ("", "identity"):
         return body
@@ -60,10 +60,10 @@ def compress(body: bytes, accepted: str) -> tuple[bytes, str]:
     return packer.compress(body) + packer.flush(), accepted
 
 
-def parse_json(text: bytes) -> dict[str, Any]:
+def parse_json(text: bytes | memoryview) -> dict[str, Any]:
     """A JSON object; InputError for anything else."""
     try:
-        value = json.loads(text)
+        value = json.loads(bytes(text))
     except (ValueError, RecursionError) as error:
         raise InputError(f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
@@ -71,12 +71,12 @@ def parse_json(text: bytes) -> dict[str, Any]:
     return value
 
 
-def decode(body: bytes, json_length: int | None, memory: SharedMemory) -> InferRequest:
+def decode(body: bytes | memoryview, json_length: int | None, memory: SharedMemory) -> InferRequest:
     """A request to infer. json_length: of its JSON, where binary tensors follow as views of `body`."""
     length = len(body) if json_length is None else json_length
     if not 0 <= length <= len(body):
         raise InputError(f"Inference-Header-Content-Length is {length}, the body has {len(body)} bytes")
-    given = parse_json(body[:length] if length < len(body) else body)
+    given = parse_json(body[:length])
     parameters = _object(given.get("parameters"), "parameters")
     entries = _objects(given.get("inputs"), "inputs")
     reader = _Reader(memoryview(body), length, memory)

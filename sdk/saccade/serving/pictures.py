@@ -58,7 +58,7 @@ class _Pictures:
             raise UnknownModel(f"{name} takes no pictures; {model.bundle} does")
         drawn = _wants_drawing(request)
         body = await read_body(request.scope, request.receive, self._settings)
-        picture, given = await _parts(request.headers, body)
+        picture, given = await _parts(request.headers, bytes(body))
         pairs = [*request.query_params.multi_items(), *given]
         timeout = [text for key, text in pairs if key == _TIMEOUT]
         task = loaded.predictor.card.task
