@@ -31,6 +31,7 @@ logger = logging.getLogger("saccade.serving")
 
 _LAST_CALLS_S = 0.5  # how long open connections must be silent before they are closed
 _TICK_S = 0.02
+_KEPT = 2**24  # bytes
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than load balancers keep theirs (60 s): they close first, and lose nothing
 
@@ -48,8 +49,18 @@ def run(
     """
     import uvloop
 
+    _keep_freed_memory()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, bundles, started))
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep blocks of bodies' sizes for the next bodies.
+
+    glibc gives them back to the kernel, until it has seen a larger one go (mallopt(3), "dynamic mmap
+    threshold"), and takes new ones, page by page: for 602 kB that costs more than reading them.
+    """
+    del bytearray(_KEPT)[:]
 
 
 async def _serve(
