@@ -68,23 +68,40 @@ async def _collect(receive: Receive, limit: int) -> bytes:
 
 async def until_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
     """The result of `work`, which is cancelled when the client goes away: then ClientDisconnect."""
-    task = asyncio.ensure_future(work)
+    watch = _Watch(receive)
     try:
-        await asyncio.wait([task], timeout=_QUICK_S)
-        if not task.done():
-            gone = asyncio.ensure_future(_disconnected(receive))
-            await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
-            gone.cancel()
-            if not task.done():
-                raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if watch.gone:
+            raise ClientDisconnect from None
+        raise
     finally:
-        task.cancel()
+        watch.end()
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels the task that made it when its client goes away. Quick answers are not watched."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.gone = False
+        self._receive = receive
+        self._watched, self._watching = asyncio.current_task(), None
+        self._timer = asyncio.get_running_loop().call_later(_QUICK_S, self._begin)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+        if self.gone and self._watched is not None:
+            self._watched.uncancel()
+
+    def _begin(self) -> None:
+        self._watching = asyncio.ensure_future(self._disconnected())
+
+    async def _disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = self._watched is not None and self._watched.cancel()
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from saccade.errors import InputError
@@ -27,6 +26,7 @@ from saccade.serving.tensors import (
 __all__ = ["compress", "decode", "decompress", "encode", "parse_json"]
 
 _MAX_ID = 256
+_MAX_WHOLE = 2**63 - 1
 _WINDOWS = {"gzip": 31, "deflate": 15}  # zlib's window bits: with gzip's header, with zlib's own
 
 
@@ -208,7 +208,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def _whole(value: Any, what: str) -> int:
-    if type(value) is not int or not 0 <= value < np.iinfo(np.int64).max:
+    if type(value) is not int or not 0 <= value < _MAX_WHOLE:
         raise InputError(f"{what} must be a whole number from 0")
     return value
 
