@@ -85,14 +85,17 @@ class _Watch:
     def __init__(self, receive: Receive) -> None:
         self.gone = False
         self._receive = receive
-        self._watched, self._watching = asyncio.current_task(), None
+        task = asyncio.current_task()
+        assert task is not None
+        self._watched = task
+        self._watching: asyncio.Task[None] | None = None
         self._timer = asyncio.get_running_loop().call_later(_QUICK_S, self._begin)
 
     def end(self) -> None:
         self._timer.cancel()
         if self._watching is not None:
             self._watching.cancel()
-        if self.gone and self._watched is not None:
+        if self.gone:
             self._watched.uncancel()
 
     def _begin(self) -> None:
@@ -101,7 +104,7 @@ class _Watch:
     async def _disconnected(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = self._watched is not None and self._watched.cancel()
+        self.gone = self._watched.cancel()
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
