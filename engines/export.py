@@ -27,6 +27,7 @@ from torch import nn
 from saccade.engines.inputs import Input
 from saccade.engines.passes.key_transposes import join_key_transposes
 from saccade.engines.passes.one_scale import scale_one_factor
+from saccade.engines.passes.pad_channels import pad_channels
 from saccade.engines.passes.split_qkv import split_qkv
 from saccade.errors import ExportError
 from saccade.models.operators import DOMAIN, OPERATORS, OPSET, VERSION
@@ -70,8 +71,8 @@ def export_graph(
     if program is None:
         raise ExportError(f"{name} could not be exported: the exporter returned nothing")
     fold_constants(program.model)
-    for shorten in (split_qkv, join_key_transposes, scale_one_factor):
-        shorten(program.model)
+    for rewrite in (split_qkv, join_key_transposes, scale_one_factor, pad_channels):
+        rewrite(program.model)
     RemoveUnusedNodesPass()(program.model)
     _name_nodes(program.model)
     model = ir.to_proto(program.model)

@@ -16,6 +16,7 @@ from onnx import helper, parser
 from saccade.engines.passes.inline import inline
 from saccade.engines.passes.key_transposes import join_key_transposes
 from saccade.engines.passes.one_scale import scale_one_factor
+from saccade.engines.passes.pad_channels import pad_channels
 from saccade.engines.passes.pad_rows import drop_unused_pad_rows
 from saccade.engines.passes.split_qkv import split_qkv
 from saccade.engines.passes.window_bias import share_window_bias
@@ -85,6 +86,28 @@ SCALES = """g (float[N, 2, 3] a, float[N, 3, 4] b) => (float[N, 2, 4] y)
     right = Mul (b, t)
     y = MatMul (left, right) }"""
 SCALE_PER_COLUMN = SCALES.replace("float[1] s = {0.5}", "float[3] s = {0.5, 1.0, 2.0}")
+# Three channels between convolutions, of which the second adds to the first.
+MAPS = """g (float[N, 2, 3, 3] x) => (float[N, 2, 3, 3] y)
+  <float[3, 2, 1, 1] a = {1.0, 2.0, -3.0, 4.0, 5.0, -6.0}, float[3] b = {1.0, -2.0, 3.0},
+   float[3, 3, 1, 1] c = {1.0, 2.0, 3.0, -1.0, 2.0, 1.0, 0.5, 4.0, -2.0},
+   float[2, 3, 1, 1] d = {1.0, -1.0, 2.0, 3.0, 0.5, 1.0}>
+  { first = Conv (x, a, b)
+    gate = Sigmoid (first)
+    second = Mul (first, gate)
+    inner = Conv (second, c)
+    third = Add (inner, first)
+    y = Conv (third, d) }"""
+MAPS_READ_WHOLE = MAPS.replace("third = Add (inner, first)", "third = Softmax <axis = 1> (inner)")
+MAPS_GIVEN = MAPS.replace("(float[N, 2, 3, 3] y)", "(float[N, 2, 3, 3] y, float[N, 3, 3, 3] third)")
+MAPS_WHOLE_BLOCKS = """g (float[N, 2, 3, 3] x) => (float[N, 2, 3, 3] y)
+  <float[8, 2, 1, 1] a = {0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0},
+   float[2, 8, 1, 1] d = {0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0}>
+  { first = Conv (x, a)
+    y = Conv (first, d) }"""
+MAPS_GROUPED = """g (float[N, 2, 3, 3] x) => (float[N, 2, 3, 3] y)
+  <float[4, 1, 1, 1] a = {1.0, 2.0, 3.0, 4.0}, float[2, 4, 1, 1] d = {0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0}>
+  { first = Conv <group = 2> (x, a)
+    y = Conv (first, d) }"""
 
 
 def _answer(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
@@ -99,6 +122,11 @@ def _answer(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
         (drop_unused_pad_rows, PAD_USED, 0),
         (drop_unused_pad_rows, PAD_NEGATIVE, 0),
         (drop_unused_pad_rows, PAD_OTHER_AXIS, 0),
+        (pad_channels, MAPS, 1),
+        (pad_channels, MAPS_READ_WHOLE, 1),  # the maps before the inner convolution
+        (pad_channels, MAPS_GIVEN, 0),
+        (pad_channels, MAPS_WHOLE_BLOCKS, 0),
+        (pad_channels, MAPS_GROUPED, 0),
         (split_qkv, QKV, 1),
         (split_qkv, QKV_OTHER_ORDER, 0),
         (split_qkv, QKV_TWO_TOGETHER, 0),
