@@ -146,6 +146,7 @@ class Batcher(Closing):
     def _work(self) -> None:
         while batch := self._next():
             self._answer(batch)
+            del batch  # nobody's tensors are held while nothing is to do
 
     def _next(self) -> list[_Request]:
         """The requests of the next run, already marked as running; none when closed and empty."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -78,6 +79,7 @@ async def _serve(
         await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
+            gc.freeze()  # what is there now stays: no collection looks at it again
             started(server)
             await stopping
     finally:
@@ -130,6 +132,7 @@ class Server:
         except TimeoutError:
             raise DeadlineError(f"requests were still at work after {self.settings.drain_s:g} s") from None
         finally:
+            self.repository.arrivals.close()
             self.memory.close()
 
     async def _drain_http(self) -> None:
