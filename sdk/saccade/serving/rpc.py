@@ -22,7 +22,7 @@ from saccade.serving.inference import infer
 from saccade.serving.protocol import inference_pb2 as pb
 from saccade.serving.refusals import Forbidden, Unauthorised
 from saccade.serving.repository import Repository
-from saccade.serving.rpc_codec import decode, encode
+from saccade.serving.rpc_codec import decode, encode, parse_infer
 from saccade.serving.settings import ServerSettings
 from saccade.serving.shared_memory import SharedMemory
 from saccade.serving.tracing import call_span
@@ -45,6 +45,7 @@ _CODES = {
     503: grpc.StatusCode.RESOURCE_EXHAUSTED,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+Parse = Callable[[bytes], Any]
 Method = Callable[[Any, Any], Awaitable[Message]]
 
 
@@ -87,33 +88,36 @@ class _Service:
 
     def handlers(self) -> dict[str, Any]:
         """What grpcio calls for each name."""
-        unary: dict[str, tuple[type[Message], Method]] = {
-            "ServerLive": (pb.ServerLiveRequest, self._live),
-            "ServerReady": (pb.ServerReadyRequest, self._ready),
-            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
-            "ServerMetadata": (pb.ServerMetadataRequest, self._server),
-            "ModelMetadata": (pb.ModelMetadataRequest, self._model),
-            "ModelInfer": (pb.ModelInferRequest, self._infer),
-            "ModelConfig": (pb.ModelConfigRequest, self._config),
-            "ModelStatistics": (pb.ModelStatisticsRequest, self._statistics),
-            "RepositoryIndex": (pb.RepositoryIndexRequest, self._index),
-            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
-            "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
-            "SystemSharedMemoryStatus": (pb.SystemSharedMemoryStatusRequest, self._regions),
-            "SystemSharedMemoryRegister": (pb.SystemSharedMemoryRegisterRequest, self._register),
-            "SystemSharedMemoryUnregister": (pb.SystemSharedMemoryUnregisterRequest, self._unregister),
+        unary: dict[str, tuple[Parse, Method]] = {
+            "ServerLive": (pb.ServerLiveRequest.FromString, self._live),
+            "ServerReady": (pb.ServerReadyRequest.FromString, self._ready),
+            "ModelReady": (pb.ModelReadyRequest.FromString, self._model_ready),
+            "ServerMetadata": (pb.ServerMetadataRequest.FromString, self._server),
+            "ModelMetadata": (pb.ModelMetadataRequest.FromString, self._model),
+            "ModelInfer": (parse_infer, self._infer),
+            "ModelConfig": (pb.ModelConfigRequest.FromString, self._config),
+            "ModelStatistics": (pb.ModelStatisticsRequest.FromString, self._statistics),
+            "RepositoryIndex": (pb.RepositoryIndexRequest.FromString, self._index),
+            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest.FromString, self._load),
+            "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest.FromString, self._unload),
+            "SystemSharedMemoryStatus": (pb.SystemSharedMemoryStatusRequest.FromString, self._regions),
+            "SystemSharedMemoryRegister": (pb.SystemSharedMemoryRegisterRequest.FromString, self._register),
+            "SystemSharedMemoryUnregister": (
+                pb.SystemSharedMemoryUnregisterRequest.FromString,
+                self._unregister,
+            ),
         }
-        handlers = {name: self._unary(name, kind, method) for name, (kind, method) in unary.items()}
+        handlers = {name: self._unary(name, parse, method) for name, (parse, method) in unary.items()}
         stream = grpc.stream_stream_rpc_method_handler(self._stream, response_serializer=_bytes)
         return handlers | {"ModelStreamInfer": stream}
 
-    def _unary(self, name: str, kind: type[Message], method: Method) -> Any:
+    def _unary(self, name: str, parse: Parse, method: Method) -> Any:
         async def call(data: bytes, context: Any) -> Message:
             begun, code = time.monotonic_ns(), grpc.StatusCode.CANCELLED
             try:
                 metadata = self._admitted(name, context)
                 with call_span(self._settings.tracing, name, metadata):
-                    answer = await method(_parsed(kind, data), context)
+                    answer = await method(_parsed(parse, data), context)
                 code = grpc.StatusCode.OK
                 return answer
             except Exception as error:
@@ -134,7 +138,7 @@ class _Service:
             await context.abort(*_status(error))
         async for data in requests:
             try:
-                answer = await self._infer(_parsed(pb.ModelInferRequest, data), context)
+                answer = await self._infer(_parsed(parse_infer, data), context)
             except Exception as error:
                 yield pb.ModelStreamInferResponse(error_message=_status(error)[1])
             else:
@@ -149,8 +153,9 @@ class _Service:
             raise Unauthorised("this server wants its token: metadata authorization: Bearer TOKEN")
         return metadata
 
-    async def _infer(self, request: Any, context: Any) -> Any:
-        decoded = decode(request, context.time_remaining(), self._memory)
+    async def _infer(self, parsed: tuple[Any, list[memoryview]], context: Any) -> Any:
+        request, raw = parsed
+        decoded = decode(request, raw, context.time_remaining(), self._memory)
         outputs = await infer(self._repository, request.model_name, request.model_version, decoded)
         return encode(request.model_name, decoded, outputs, self._memory)
 
@@ -232,13 +237,11 @@ def _bytes(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _parsed(kind: type[Message], data: bytes) -> Any:
-    message = kind()
+def _parsed(parse: Parse, data: bytes) -> Any:
     try:
-        message.ParseFromString(data)
+        return parse(data)
     except DecodeError as error:
-        raise InputError(f"the bytes are no {kind.__name__}") from error
-    return message
+        raise InputError(f"the bytes are no message of this call: {str(error)[:200]}") from error
 
 
 def _status(error: Exception) -> tuple[grpc.StatusCode, str]:

@@ -22,9 +22,14 @@ from saccade.serving.tensors import (
     from_list,
 )
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "parse_infer"]
 
 _MAX_ID = 256
+# Protobuf's wire format: a field is its number and type, one varint, and a varint or so many bytes.
+_VARINT, _BYTES = 0, 2
+_RAW_INPUT_CONTENTS = 7 << 3 | _BYTES
+_MAX_VARINT = 10
+_MAX_FIELDS = 256  # protobuf's own parser is faster with many
 # Where InferTensorContents has the values of each datatype; FP16 goes as raw bytes only.
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -41,18 +46,61 @@ _CONTENTS = {
 }
 
 
-def decode(request: Any, remaining_s: float | None, memory: SharedMemory) -> InferRequest:
-    """A ModelInferRequest. remaining_s: until the client's deadline, None where it has none."""
+def parse_infer(data: bytes) -> tuple[Any, list[memoryview]]:
+    """A ModelInferRequest and its raw_input_contents, as views of `data`: protobuf would copy them twice.
+
+    What is not plain in the message is left to protobuf, which raises DecodeError where it is none.
+    """
+    view, place, rest, raw = memoryview(data), 0, list[memoryview](), list[memoryview]()
+    for _ in range(_MAX_FIELDS):
+        if place == len(data):
+            return pb.ModelInferRequest.FromString(b"".join(rest)), raw
+        tag, begin, end = _field(data, place)
+        if not begin <= end <= len(data):
+            break
+        if tag == _RAW_INPUT_CONTENTS:
+            raw.append(view[begin:end])
+        else:
+            rest.append(view[place:end])
+        place = end
+    request = pb.ModelInferRequest.FromString(data)
+    return request, [memoryview(each) for each in request.raw_input_contents]
+
+
+def _field(data: bytes, place: int) -> tuple[int, int, int]:
+    """The tag of the field at `place`, and where its value begins and ends: end 0 for what is not plain."""
+    tag, begin = _varint(data, place)
+    if not begin or tag & 7 not in (_VARINT, _BYTES):
+        return tag, begin, 0
+    value, after = _varint(data, begin)
+    return (tag, after, after + value) if tag & 7 == _BYTES and after else (tag, begin, after)
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """A number of 7 bits per byte, low ones first, and where it ends: 0 for one that does not."""
+    value = 0
+    for count, byte in enumerate(data[place : place + _MAX_VARINT]):
+        value |= (byte & 0x7F) << 7 * count
+        if byte < 0x80:
+            return value, place + count + 1
+    return value, 0
+
+
+def decode(
+    request: Any, raw: list[memoryview], remaining_s: float | None, memory: SharedMemory
+) -> InferRequest:
+    """A ModelInferRequest and its raw contents, as `parse_infer` gives them. remaining_s: until the client's
+    deadline, None where it has none."""
     if len(request.id) > _MAX_ID:
         raise InputError(f"id has {len(request.id)} characters; at most {_MAX_ID}")
-    raw = list(request.raw_input_contents)
+    left = list(raw)
     inputs: dict[str, NDArray[Any]] = {}
     for tensor in request.inputs:
         if tensor.name in inputs:
             raise InputError(f"input {tensor.name[:256]!r} is given twice")
-        inputs[tensor.name] = _tensor(tensor, raw, bool(request.raw_input_contents), memory)
-    if raw:
-        raise InputError(f"{len(raw)} of raw_input_contents belong to no input")
+        inputs[tensor.name] = _tensor(tensor, left, bool(raw), memory)
+    if left:
+        raise InputError(f"{len(left)} of raw_input_contents belong to no input")
     return InferRequest(
         inputs=inputs,
         outputs=tuple(_requested(each, memory) for each in request.outputs),
@@ -80,7 +128,7 @@ def encode(
     return response
 
 
-def _tensor(tensor: Any, raw: list[bytes], is_raw: bool, memory: SharedMemory) -> NDArray[Any]:
+def _tensor(tensor: Any, raw: list[memoryview], is_raw: bool, memory: SharedMemory) -> NDArray[Any]:
     """One input; takes its bytes from the front of `raw`."""
     name = tensor.name[:256]
     dtype, shape = checked_dtype(name, tensor.datatype), checked_shape(name, list(tensor.shape))
