@@ -116,6 +116,14 @@ def test_many_threads_get_their_own_answers(engine: Engine) -> None:
         np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_threads_may_begin_with_batches_of_many_sizes(name: str, graphs: Graphs) -> None:
+    images = [image(batch, batch) for batch in (1, 2, 3, 1, 2, 3)]
+    with open_engine(graphs, name) as engine, ThreadPoolExecutor(len(images)) as pool:
+        actual = list(pool.map(lambda each: engine.run({"image": each})["logits"], images))
+    for got, given in zip(actual, images, strict=True):
+        np.testing.assert_allclose(got, tiny.logits(given), rtol=1e-5, atol=1e-5)
+
+
 def test_closing_twice_is_fine_and_use_after_it_is_not(name: str, graphs: Graphs) -> None:
     engine = open_engine(graphs, name)
     engine.close()
