@@ -5,26 +5,24 @@
 Servers get the first processor and clients the second, so that neither borrows from the other; the engine has
 one thread. Figures: processor time per request (whole process tree) and throughput at concurrency 1, 4, 16
 and 64 with a demo model on 602 kB of float32; throughput at 64 over the bare engine's at its best batch,
-in alternating rounds; what a trivial model's answers take beyond its engine, one at a time, by HTTP, gRPC
-and shared memory; idle memory. With `--answers N` only this: a trivial model is asked for N answers whose
-values are known.
+in alternating rounds, once with the server on the first processor alone and once on both; what a trivial
+model's answers take beyond its engine, one at a time, by HTTP, gRPC and shared memory, beside those of a
+server that does nothing (the floor); idle memory. With `--answers N` only this: a trivial model is asked for
+N answers whose values are known.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -43,7 +41,8 @@ from saccade.benchmarks.serving_load import (
     press,
     resident_bytes,
 )
-from saccade.benchmarks.serving_peers import PACKAGES, PROGRAMS
+from saccade.benchmarks.serving_peers import PACKAGES
+from saccade.benchmarks.serving_processes import floor, once, ours, peer, pinned
 from saccade.benchmarks.serving_ways import trivial_bundle, ways
 
 DEMO = "digits-stvit"
@@ -71,72 +70,9 @@ with saccade.load(sys.argv[1], threads=1) as predictor:
 """
 
 
-def _pinned(processor: int) -> Callable[[], None]:
-    allowed = sorted(os.sched_getaffinity(0))
-    return lambda: os.sched_setaffinity(0, {allowed[processor % len(allowed)]})
-
-
-@contextlib.contextmanager
-def ours(bundle: str | Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
-    """`saccade serve`, ready: the process, its HTTP and its gRPC port."""
-    command = [sys.executable, "-c", "from saccade.cli import main; main()", "serve", f"model={bundle}"]
-    ports = ["--http-port", "0", "--grpc-port", "0", "--json", "--threads", "1", "--log-level", "error"]
-    process = subprocess.Popen(
-        [*command, *ports, *options], stdout=subprocess.PIPE, text=True, preexec_fn=_pinned(0)
-    )
-    try:
-        assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        yield process, told["http_port"], told["grpc_port"]
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextlib.contextmanager
-def peer(name: str, python: Path, model: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Another server, answering; its process and port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder, "peer.py")
-        program.write_text(PROGRAMS[name], encoding="utf-8")
-        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(
-            [python, program, str(port), model], start_new_session=True, preexec_fn=_pinned(0), **quiet
-        )
-        try:
-            _wait_for(port, process)
-            yield process, port
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 15)
-            process.wait(60)
-
-
-def _wait_for(port: int, process: subprocess.Popen[Any], seconds: float = 120) -> None:
-    request = plain_request(b"", "/")
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError, ValueError, asyncio.IncompleteReadError):
-            asyncio.run(_once(port, request))
-            return
-        time.sleep(0.5)
-    raise RuntimeError(f"{process.args!r} does not answer on port {port}")
-
-
-async def _once(port: int, request: bytes) -> tuple[int, bytes]:
-    connection = await Connection.to(port)
-    try:
-        return await connection.ask(request)
-    finally:
-        connection.close()
-
-
 async def _loads(port: int, request: bytes, seconds: float, pid: int) -> list[Load]:
     for _ in range(3):
-        status, _ = await _once(port, request)
+        status, _ = await once(port, request)
         if status != 200:
             raise RuntimeError(f"the server answers {status}")
     return [await press(port, request, clients, seconds, pid) for clients in CONCURRENCIES]
@@ -172,8 +108,11 @@ def _peer_request(name: str, row: np.ndarray[Any, np.dtype[np.float32]]) -> byte
     )
 
 
-def saturation(rounds: int, seconds: float) -> dict[str, Any]:
-    """Throughput at 64 clients over the bare engine's, both at its best batch, in alternating rounds."""
+def saturation(rounds: int, seconds: float, processors: tuple[int, ...]) -> dict[str, Any]:
+    """Throughput at 64 clients over the bare engine's, both at its best batch, in alternating rounds.
+
+    processors: where the server and the bare engine may run; the engine has one thread in both.
+    """
     row = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
     request = infer_request(row, INFER)
     bare = subprocess.Popen(
@@ -181,7 +120,7 @@ def saturation(rounds: int, seconds: float) -> dict[str, Any]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=_pinned(0),
+        preexec_fn=pinned(*processors),
     )
     assert bare.stdout is not None
     engine_bytes = int(bare.stdout.readline())
@@ -189,7 +128,7 @@ def saturation(rounds: int, seconds: float) -> dict[str, Any]:
     with bare:
         by_batch = {rows: _bare(bare, rows, seconds) for rows in (1, 2, 4, 8)}
         best = max(by_batch, key=lambda rows: by_batch[rows][0])
-        with ours(DEMO, "--max-batch", str(best)) as (process, port, _):
+        with ours(DEMO, "--max-batch", str(best), processors=processors) as (process, port, _):
             idle_bytes = resident_bytes(process.pid)
             for _ in range(rounds):
                 rate, milliseconds = _bare(bare, best, seconds)
@@ -223,28 +162,37 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def added_latency(rounds: int) -> dict[str, Any]:
-    """Milliseconds beyond the engine's own run, one request at a time; the ways take turns."""
+    """Milliseconds beyond the engine's own run, one request at a time; the ways take turns.
+
+    floor: the same request to a server that does nothing.
+    """
     row = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         bundle = trivial_bundle(Path(folder, "trivial"), 224)
         with (
             ours(bundle, "--shared-memory") as (_, http_port, grpc_port),
             ways(bundle, row, http_port, grpc_port, SHARED) as asked,
+            floor() as floor_ports,
+            ways(bundle, row, *floor_ports, f"{SHARED}-floor") as floors,
         ):
-            samples: dict[str, list[float]] = {name: [] for name in asked}
+            calls = dict(asked) | {f"{name} floor": floors[name] for name in asked if name != "engine"}
+            samples: dict[str, list[float]] = {name: [] for name in calls}
             for count in range(rounds + 20):
-                for name, ask in asked.items():
+                for name, ask in calls.items():
                     begun = time.perf_counter()
                     ask()
                     if count >= 20:
                         samples[name].append((time.perf_counter() - begun) * 1e3)
-    engine = float(np.median(samples.pop("engine")))
+    median, last = ({n: float(np.percentile(v, at)) for n, v in samples.items()} for at in (50, 99))
+    engine = median["engine"]
     return {"engine_ms": round(engine, 3)} | {
         name: {
-            "added_median_ms": round(float(np.median(taken)) - engine, 3),
-            "added_p99_ms": round(float(np.percentile(taken, 99)) - engine, 3),
+            "added_median_ms": round(median[name] - engine, 3),
+            "added_p99_ms": round(last[name] - engine, 3),
+            "floor_median_ms": round(median[f"{name} floor"], 3),
         }
-        for name, taken in samples.items()
+        for name in asked
+        if name != "engine"
     }
 
 
@@ -295,7 +243,8 @@ def measure(peers: Path | None, seconds: float, rounds: int) -> dict[str, Any]:
     return {
         "model": DEMO,
         "servers": compare(peers, seconds),
-        "saturation": saturation(rounds, seconds),
+        "saturation": saturation(rounds, seconds, (0,)),
+        "saturation_both_processors": saturation(rounds, seconds, (0, 1)),
         "one_at_a_time": added_latency(400),
     }
 
@@ -325,7 +274,7 @@ def main() -> None:
     if arguments.install and arguments.peers:
         install(arguments.peers)
     load = os.getloadavg()[0]
-    _pinned(1)()
+    pinned(1)()
     if arguments.answers:
         name, record = "serving_tagged", tagged(arguments.answers)
     else:
