@@ -70,7 +70,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._expect_head()
+        self._head = 0
 
     def on_headers_complete(self) -> None:
         self._head = -1
@@ -103,6 +103,8 @@ class BoundedConnection(HttpToolsProtocol):
             if self._head > _MAX_HEAD:
                 return self.transport.close()
         super().data_received(data)
+        if self._head >= 0 and self._timer is None:
+            self._expect_head()
 
     def body_received(self, count: int) -> None:
         """So many bytes are in `body`."""
@@ -119,8 +121,6 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:
-        self._forget_timer()
-        self._head = 0
         self._timer = self.loop.call_later(_HEAD_S, self.transport.close)
 
     def _forget_timer(self) -> None:
