@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from typing import Any
@@ -65,6 +66,18 @@ def test_thousands_of_tagged_requests_from_many_threads_get_their_own_rows() -> 
     assert sums.runs == sum(sums.rows_by_run.values()) < 4000
     assert sum(rows * runs for rows, runs in sums.rows_by_run.items()) == sums.rows
     assert max(sums.rows_by_run) <= 8
+
+
+def test_an_idle_batcher_holds_no_tensors() -> None:
+    feeds = tagged(1)
+    held = weakref.ref(feeds["x"])
+    with Batcher(add) as batcher:
+        batcher.run(feeds)
+        del feeds
+        end = time.monotonic() + 30
+        while held() is not None:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 def test_what_arrives_while_the_engine_is_busy_shares_a_run() -> None:
