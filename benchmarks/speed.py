@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,17 +76,22 @@ class Row:
     errors: Mapping[str, str]
 
 
-def measure(model: str, batch: int, settings: harness.Settings, threads: int) -> Row:
-    """Export the model to a folder of its own, let all take turns, and compare round by round."""
+def measure(model: str, batches: Sequence[int], settings: harness.Settings, threads: int) -> Iterator[Row]:
+    """Export the model to a folder of its own; for each batch let all take turns and compare round by round.
+
+    Raises KeyboardInterrupt where a sitting was cut short: the row would say what was not measured.
+    """
     name, config = MODELS[model]
     with tempfile.TemporaryDirectory() as folder:
+        _say(0, 0, f"exporting {model}")
         path = export_bundle(name, None, Path(folder) / name, random=True, config=dict(config)).path
-        ours = [harness.of_bundle(path, engine, batch=batch, threads=threads) for engine in ENGINES]
-        theirs = peers.of_bundle(path, batches=[batch], threads=threads)
-        run = harness.measure([*ours, *theirs], settings, progress=_say)
-    if run.interrupted:
-        raise KeyboardInterrupt
-    return row(model, batch, run.records)
+        for batch in batches:
+            ours = [harness.of_bundle(path, engine, batch=batch, threads=threads) for engine in ENGINES]
+            theirs = peers.of_bundle(path, batches=[batch], threads=threads)
+            run = harness.measure([*ours, *theirs], settings, progress=_say)
+            if run.interrupted:
+                raise KeyboardInterrupt
+            yield row(model, batch, run.records)
 
 
 def row(model: str, batch: int, records: Sequence[Record]) -> Row:
@@ -208,13 +213,16 @@ def main() -> None:
         seconds=given.seconds, rounds=given.rounds, iterations=given.rounds, warm_up_s=2
     )
     rows = read(given.out / RECORD)
-    for model in given.models:
-        for batch in given.batches:
-            if any((each.model, each.batch) == (model, batch) for each in rows):
-                continue
-            rows.append(measure(model, batch, settings, given.threads))
-            _write(rows, given.threads, given.out)
-            print(f"\r{line(rows[-1])}", flush=True)
+    done = {(each.model, each.batch) for each in rows}
+    try:
+        for model in given.models:
+            missing = [batch for batch in given.batches if (model, batch) not in done]
+            for measured in measure(model, missing, settings, given.threads) if missing else ():
+                rows.append(measured)
+                _write(rows, given.threads, given.out)
+                print(f"\r{line(measured)}", flush=True)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
     for name, ratio in summary(rows).items():
         print(f"{name}: {ratio}x")
 
