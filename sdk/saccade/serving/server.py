@@ -114,7 +114,8 @@ class Server:
             listener.close()
             raise
         self._http = _Uvicorn(_config(create_app(self.repository, self.settings, self.memory), self.settings))
-        self._serving = asyncio.create_task(self._http.serve([listener]))
+        # uvloop closes what it listens on; with a copy the kernel's queue outlives that (`_adopt_backlog`).
+        self._serving = asyncio.create_task(self._http.serve([listener.dup()]))
         while not self._http.started:
             if self._serving.done():
                 self._serving.result()
@@ -149,7 +150,6 @@ class Server:
 
     async def _adopt_backlog(self, http: _Uvicorn) -> None:
         """Serve the connections that the kernel took but nobody accepted yet; closing would reset them."""
-        await asyncio.sleep(_TICK_S)  # the loop lets go of the listener
         while self._listener is not None:
             try:
                 connection, _ = self._listener.accept()
