@@ -92,9 +92,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        if self._offered is not None:
-            self._offered.drop()
-            self._offered = None
+        self._drop_body()
         super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
@@ -118,7 +116,14 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_timer()
+        self._drop_body()
         super().connection_lost(exc)
+
+    def _drop_body(self) -> None:
+        """Free what the application did not take."""
+        if self._offered is not None:
+            self._offered.drop()
+            self._offered = None
 
     def _expect_head(self) -> None:
         self._timer = self.loop.call_later(_HEAD_S, self.transport.close)
