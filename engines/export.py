@@ -25,6 +25,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from saccade.engines.inputs import Input
+from saccade.engines.passes.channel_scales import fold_channel_scales
 from saccade.engines.passes.key_transposes import join_key_transposes
 from saccade.engines.passes.one_scale import scale_one_factor
 from saccade.engines.passes.pad_channels import pad_channels
@@ -34,6 +35,7 @@ from saccade.models.operators import DOMAIN, OPERATORS, OPSET, VERSION
 
 IR_VERSION = 9  # the lowest that opset 20 allows, so that old runtimes read the file
 FOLD_LIMIT = 1 << 28  # elements; constants are folded whatever their size
+REWRITES = (split_qkv, join_key_transposes, scale_one_factor, fold_channel_scales, pad_channels)
 
 
 def export_graph(
@@ -71,7 +73,7 @@ def export_graph(
     if program is None:
         raise ExportError(f"{name} could not be exported: the exporter returned nothing")
     fold_constants(program.model)
-    for rewrite in (split_qkv, join_key_transposes, scale_one_factor, pad_channels):
+    for rewrite in REWRITES:
         rewrite(program.model)
     RemoveUnusedNodesPass()(program.model)
     _name_nodes(program.model)

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from onnx import helper, parser
 
+from saccade.engines.passes.channel_scales import fold_channel_scales
 from saccade.engines.passes.inline import inline
 from saccade.engines.passes.key_transposes import join_key_transposes
 from saccade.engines.passes.one_scale import scale_one_factor
@@ -109,6 +110,16 @@ MAPS_GROUPED = """g (float[N, 2, 3, 3] x) => (float[N, 2, 3, 3] y)
   { first = Conv <group = 2> (x, a)
     y = Conv (first, d) }"""
 
+# Powers of two: scaled before or after, the same bits.
+SCALED = """g (float[N, 2, 3, 3] x) => (float[N, 2, 3, 3] y)
+  <float[2, 1, 1, 3] a = {1.0, 2.0, -3.0, 4.0, 5.0, -6.0},
+   float[2] b = {1.0, -2.0}, float[2, 1, 1] s = {0.5, 4.0}>
+  { maps = Conv <group = 2, pads = [0, 1, 0, 1]> (x, a, b)
+    scaled = Mul (s, maps)
+    y = Max (scaled, x) }"""
+SCALED_IN_PLACE = SCALED.replace("[2, 1, 1] s = {0.5, 4.0}", "[1, 1, 3] s = {0.5, 4.0, 2.0}")
+SCALED_READ_TWICE = SCALED.replace("Max (scaled, x)", "Max (scaled, maps)")
+
 
 def _answer(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -122,6 +133,9 @@ def _answer(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> Any:
         (drop_unused_pad_rows, PAD_USED, 0),
         (drop_unused_pad_rows, PAD_NEGATIVE, 0),
         (drop_unused_pad_rows, PAD_OTHER_AXIS, 0),
+        (fold_channel_scales, SCALED, 1),
+        (fold_channel_scales, SCALED_IN_PLACE, 0),
+        (fold_channel_scales, SCALED_READ_TWICE, 0),
         (pad_channels, MAPS, 1),
         (pad_channels, MAPS_READ_WHOLE, 1),  # the maps before the inner convolution
         (pad_channels, MAPS_GIVEN, 0),
