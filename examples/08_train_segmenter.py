@@ -1,8 +1,10 @@
 """Train the demo segmenter, from the demo detector's backbone, on scenes painted anew for every epoch.
 
-    python examples/08_train_segmenter.py --out /tmp/segmenter.safetensors
+    python examples/08_train_segmenter.py --out /tmp/narrow.safetensors
+    python examples/08_train_segmenter.py --start /tmp/narrow.safetensors --out /tmp/segmenter.safetensors
 
-One process paints, one learns. The same seed on the same machine and library versions gives the same weights.
+The first is of the detector's width; one of twice the width goes on from it, and is the one that is used. One
+process paints, one learns. The same seed on the same machine and library versions gives the same weights.
 They are written after every epoch, so that a training that is cut short leaves what it had.
 """
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from digits import nets, objects, optimization, segmentation
-from digits.segmentation import NET
+from digits.segmentation import NARROW
 
 SCENES_PER_EPOCH = 1000
 DIGITS = (6, 11)  # more to learn from in each scene than there are to be found
@@ -34,7 +36,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     layout: objects.Layout
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        rows = range(step * NET.batch, (step + 1) * NET.batch)
+        rows = range(step * NARROW.batch, (step + 1) * NARROW.batch)
         return segmentation.batch(
             [objects.scene("train", 1000 + self.seed, row, self.layout) for row in rows]
         )
@@ -42,15 +44,18 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=NET.weights, help="file for the weights")
-    parser.add_argument("--epochs", type=int, default=NET.epochs)
-    parser.add_argument("--learning-rate", type=float, default=NET.learning_rate, help="the highest")
+    parser.add_argument("--out", type=Path, required=True, help="file for the weights")
+    parser.add_argument("--epochs", type=int, help="default: as the demo's")
+    parser.add_argument("--learning-rate", type=float, help="the highest; default: as the demo's")
     parser.add_argument("--scenes", type=int, default=SCENES_PER_EPOCH, help="scenes per epoch")
     parser.add_argument("--digits", type=int, nargs=2, default=DIGITS, help="fewest and most in a scene")
     parser.add_argument("--validation", type=int, default=100, help="scenes to watch the progress on")
     parser.add_argument("--held-out", type=int, default=0, help="scenes to measure the result on, at the end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="weights of a segmenter to go on from")
+    parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument(
+        "--bf16", action="store_true", help="multiply in bfloat16: faster where processors can"
+    )
     options = parser.parse_args()
     start = time.perf_counter()
     module = train(options)
@@ -64,10 +69,11 @@ def main() -> None:
 def train(options: argparse.Namespace) -> nn.Module:
     """Return the trained network in eval mode."""
     torch.manual_seed(options.seed)
-    module = segmentation.trained(options.start) if options.start else segmentation.fresh()
-    each = -(-options.scenes // NET.batch)
-    steps = options.epochs * each
-    optimizer, schedule = optimization.prepare(module, options.learning_rate, NET.weight_decay, steps)
+    net, module = segmentation.started(options.start) if options.start else (NARROW, segmentation.fresh())
+    epochs, each = options.epochs or net.epochs, -(-options.scenes // net.batch)
+    steps = epochs * each
+    learning_rate = options.learning_rate or net.learning_rate
+    optimizer, schedule = optimization.prepare(module, learning_rate, net.weight_decay, steps)
     layout = objects.Layout(objects=tuple(options.digits), side_px=SIZES_PX, varied=True)
     batches = DataLoader(
         Batches(options.seed, layout),
@@ -78,12 +84,14 @@ def train(options: argparse.Namespace) -> nn.Module:
     )
     watched, total = objects.validation(options.validation), 0.0
     with Progress() as progress:
-        task = progress.add_task(NET.name, total=steps)
+        task = progress.add_task(net.name, total=steps)
         for step, (images, classes) in enumerate(batches):
             module.train()
             # Half of the rows and columns, others in every step, say nearly as much for a quarter of work.
             first = step % 2, step // 2 % 2
-            logits = segmentation.every_other(module(images), images.shape[-2:], first)
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+                coarse = module(images)
+            logits = segmentation.every_other(coarse.float(), images.shape[-2:], first)
             loss = segmentation.loss(logits, classes[:, first[0] :: 2, first[1] :: 2])
             optimizer.zero_grad()
             loss.backward()
@@ -94,9 +102,9 @@ def train(options: argparse.Namespace) -> nn.Module:
             progress.advance(task)
             if (step + 1) % each:
                 continue
-            nets.save(module, NET, options.out)
+            nets.save(module, net, options.out)
             iou = segmentation.mean_iou(module.eval(), watched)
-            done = f"epoch {(step + 1) // each}/{options.epochs}"
+            done = f"epoch {(step + 1) // each}/{epochs}"
             progress.console.print(f"{done}: loss {total / each:.4f}, validation IoU {iou:.2%}")
             total = 0.0
     return module

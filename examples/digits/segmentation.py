@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ from saccade.models import create
 from saccade.models.checkpoint import load_strict
 
 LABELS = ("background", *scenes.LABELS)
-NET = nets.Net(
-    "segmenter",
+NARROW = nets.Net(
+    "segmenter-narrow",
     "STViT-R with a Semantic FPN",
     "fpn_stvit_r_swin_tiny",
     {
@@ -34,15 +35,61 @@ NET = nets.Net(
     learning_rate=2e-3,
     batch=8,
 )
+NET = dataclasses.replace(
+    NARROW,
+    name="segmenter",
+    config={
+        **NARROW.config,
+        # Twice as wide; the second of the coarsest blocks, a quarter of all weights, is left out for it.
+        "backbone_config": {"embed_dim": 32, "depths": [2, 2, 6, 1], "num_heads": [1, 2, 4, 8]},
+    },
+    epochs=48,
+    learning_rate=1e-3,
+)
 
 
 def fresh() -> nn.Module:
-    """The segmenter before its training: the backbone is that of the demo's detector, the head is random."""
-    module = create(NET.model, **NET.config)
+    """The narrow segmenter before its training: the backbone of the demo's detector, and a random head."""
+    module = create(NARROW.model, **NARROW.config)
     found = create(detector.NET.model, checkpoint=detector.NET.weights, **detector.NET.config)
     backbone = found.get_submodule("backbone").state_dict()
     load_strict(module.get_submodule("backbone"), backbone, what="the backbone")
     return module
+
+
+def started(weights: Path) -> tuple[nets.Net, nn.Module]:
+    """The segmenter to go on training from `weights`, and what it is: a narrow one is widened."""
+    narrow = nets.stored_config(weights) == NARROW.config
+    module = create(NARROW.model, checkpoint=weights, **(NARROW if narrow else NET).config)
+    return NET, widened(module) if narrow else module
+
+
+def widened(narrow: nn.Module) -> nn.Module:
+    """A network of `NET` that begins with what `narrow`, one of `NARROW`, has learnt.
+
+    Every channel of the backbone stands twice, and what reads both copies reads each by a random share: the
+    answers stay, but for the block left out, and the copies part in training. Net2WiderNet of Chen et al.,
+    "Net2Net: Accelerating Learning via Knowledge Transfer", arXiv:1511.05641.
+    """
+    module = create(NET.model, **NET.config)
+    learnt = narrow.state_dict()
+    state = {name: _doubled(name, learnt[name], like) for name, like in module.state_dict().items()}
+    load_strict(module, state, what="the widened segmenter")
+    return module
+
+
+def _doubled(name: str, weight: Tensor, like: Tensor) -> Tensor:
+    for axis, (has, asked) in enumerate(zip(weight.shape, like.shape, strict=True)):
+        if has == asked:
+            continue
+        weight = weight.repeat_interleave(2, axis)
+        if axis == 1:
+            share = 0.5 + 0.25 * torch.randn_like(weight[:, ::2])
+            weight = weight * torch.stack([share, 1 - share], 2).flatten(1, 2)
+    # Queries and keys of twice the width have twice the product, which is divided by twice the root of two.
+    if "attn.qkv." in name:
+        weight[: len(weight) // 3] *= 0.5**0.5
+    return weight * 0.5**0.5 if "attn.q." in name else weight
 
 
 def trained(weights: Path = NET.weights) -> nn.Module:

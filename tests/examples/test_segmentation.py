@@ -43,6 +43,21 @@ def test_training_begins_with_the_detectors_backbone() -> None:
     assert any(name.startswith("backbone.layers.2") for name in state)
 
 
+def test_twice_the_width_begins_with_what_the_narrow_one_answers() -> None:
+    torch.manual_seed(0)
+    narrow = segmentation.fresh().eval()
+    left_out = narrow.get_submodule("backbone.layers.3.blocks.1")
+    for ending in ("attn.proj", "mlp.fc2"):  # the block adds nothing
+        for parameter in left_out.get_submodule(ending).parameters():
+            nn.init.zeros_(parameter)
+    wide = segmentation.widened(narrow).eval()
+    images, _ = segmentation.batch(objects.render("validation", 2, 3))
+    with torch.inference_mode():
+        torch.testing.assert_close(wide(images), narrow(images), rtol=1e-4, atol=1e-4)
+    patches = wide.get_submodule("backbone.layers.0.blocks.0.mlp.fc1").weight
+    assert not torch.equal(patches[:, ::2], patches[:, 1::2])  # copies are read apart, and learn apart
+
+
 def test_the_loss_is_least_for_the_truth() -> None:
     _, classes = segmentation.batch(objects.render("validation", 2, 3, CROP))
     right = 20 * torch.nn.functional.one_hot(classes, len(segmentation.LABELS)).permute(0, 3, 1, 2).float()
@@ -83,4 +98,4 @@ def test_most_pixels_of_a_few_held_out_digits_are_right() -> None:
 
 @pytest.mark.slow
 def test_mean_iou_of_300_held_out_scenes() -> None:
-    assert segmentation.mean_iou(segmentation.trained(), objects.held_out(300)) >= 0.82
+    assert segmentation.mean_iou(segmentation.trained(), objects.held_out(300)) >= 0.87

@@ -290,7 +290,7 @@ def _checked_name(name: str) -> str:
 
 
 def _open(source: str | Path, settings: ServerSettings) -> Predictor[Any]:
-    """A predictor over batched engines that has answered once."""
+    """A predictor over batched engines that has answered."""
     loaded = load(
         bundles.resolve(source),
         settings.engine,
@@ -312,9 +312,8 @@ def _open(source: str | Path, settings: ServerSettings) -> Predictor[Any]:
 
 
 def _warm(predictor: Predictor[Any]) -> None:
-    """One answer, so that the first request finds everything in place."""
+    """Answers for one picture and for two, so that the first requests find everything in place."""
     picture = np.zeros((*predictor.card.preprocessing.input_size_hw, 3), np.uint8)
-    if predictor.card.task == "zero_shot":
-        predictor(picture, ["a warm-up"])  # type: ignore[call-overload]
-    else:
-        predictor(picture)
+    prompts = [["a warm-up"]] if predictor.card.task == "zero_shot" else []
+    for pictures in (picture, [picture, picture]):
+        predictor(pictures, *prompts)
