@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from saccade.benchmarks import harness, peers, profiling, records
-from saccade.benchmarks.harness import Progress, Run, Settings
-from saccade.benchmarks.records import Configuration, Profile
+from saccade.benchmarks.measuring import harness, peers, profiling, records
+from saccade.benchmarks.measuring.harness import Progress, Run, Settings
+from saccade.benchmarks.measuring.records import Configuration, Profile
 from saccade.engines.engine import AUTO_ORDER, EngineOptions, resolve_engine
 from saccade.errors import MissingDependency, UsageError
 
@@ -54,7 +54,7 @@ def bench(
     configurations = list(combinations(wanted))
     run = harness.measure(configurations, settings, out=out, progress=progress)
     if report is not None:
-        from saccade.benchmarks.report import write
+        from saccade.benchmarks.reporting.report import write
 
         profiles: list[Profile] = []
         try:

@@ -3,7 +3,7 @@
     python -m saccade.benchmarks.speed --models deit_small swin_small --out benchmarks/results
 
 For each model and batch: our bundle in ONNX Runtime and OpenVINO, torch eager and compiled, and the plain
-export in ONNX Runtime and OpenVINO take turns (`saccade.benchmarks.harness`), with a matrix product of the
+export in ONNX Runtime and OpenVINO take turns (`measuring.harness`), with a matrix product of the
 same minutes as the ceiling. A row is done when its record is in the file: the same command measures what
 is missing. Weights are random; nothing here depends on their values.
 """
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from saccade.benchmarks import harness, machine, peers
-from saccade.benchmarks.records import Record
+from saccade.benchmarks.measuring import harness, machine, peers
+from saccade.benchmarks.measuring.records import Record
 from saccade.export import export_bundle
 
 RECORD = "speed.json"
@@ -58,7 +58,7 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 class Row:
     """One model at one batch.
 
-    median_ms: by engine, peers' names as in `saccade.benchmarks.peers`. ours, fastest_peer: names there.
+    median_ms: by engine, peers' names as in `measuring.peers`. ours, fastest_peer: names there.
     ratio: the peer's time over ours, the median of the rounds; ratio_spread: their quartiles.
     onnxruntime_ratio: plain ONNX Runtime over our ONNX Runtime. peer_of_ceiling: FLOP/s of the fastest peer
     by those of the matrix product.

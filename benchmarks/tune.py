@@ -11,10 +11,10 @@ from typing import Any
 
 from saccade import bundle as bundles
 from saccade import tuning
-from saccade.benchmarks import harness
-from saccade.benchmarks.compare import differ
-from saccade.benchmarks.harness import Progress, Settings
-from saccade.benchmarks.records import Record
+from saccade.benchmarks.measuring import harness
+from saccade.benchmarks.measuring.compare import differ
+from saccade.benchmarks.measuring.harness import Progress, Settings
+from saccade.benchmarks.measuring.records import Record
 from saccade.engines.engine import AUTO_ORDER, ENGINES, EngineOptions, resolve_engine
 from saccade.errors import EngineError, MissingDependency
 

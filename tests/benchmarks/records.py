@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from saccade.benchmarks.records import Conditions, Configuration, Record, Resources, Timing
+from saccade.benchmarks.measuring.records import Conditions, Configuration, Record, Resources, Timing
 
 CONDITIONS = Conditions(
     run="one",

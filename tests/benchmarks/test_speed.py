@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from saccade.benchmarks import speed
-from saccade.benchmarks.harness import CEILING
-from saccade.benchmarks.records import Conditions, Configuration, Record, Timing
+from saccade.benchmarks.measuring.harness import CEILING
+from saccade.benchmarks.measuring.records import Conditions, Configuration, Record, Timing
 
 PEERS = ("torch", "plain onnxruntime")
 

@@ -13,7 +13,7 @@ from tests import tiny
 import saccade
 from saccade import bundle as bundles
 from saccade import tuning
-from saccade.benchmarks.harness import Settings
+from saccade.benchmarks.measuring.harness import Settings
 from saccade.benchmarks.tune import tune
 from saccade.engines.engine import EngineOptions
 from saccade.errors import EngineError

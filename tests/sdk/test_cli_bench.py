@@ -11,7 +11,7 @@ from tests import tiny
 from tests.benchmarks.records import record
 
 from saccade import cli
-from saccade.benchmarks import records
+from saccade.benchmarks.measuring import records
 
 
 def run(

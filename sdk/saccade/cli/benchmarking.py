@@ -16,8 +16,8 @@ from saccade.errors import UsageError
 from saccade.terminal import err, new_table, out, print_json
 
 if TYPE_CHECKING:
-    from saccade.benchmarks.compare import Difference
-    from saccade.benchmarks.records import Record
+    from saccade.benchmarks.measuring.compare import Difference
+    from saccade.benchmarks.measuring.records import Record
 
 _COLOURS = {"faster": "green", "slower": "bold red"}
 
@@ -56,7 +56,7 @@ def bench(
     saccade bench my_bundle --engine onnxruntime,openvino --batch 1,8 --peers --report report
     """
     from saccade.benchmarks import bench as benchmarking
-    from saccade.benchmarks.harness import Settings
+    from saccade.benchmarks.measuring.harness import Settings
 
     wanted = benchmarking.Wanted(
         bundles=tuple(bundles),
@@ -77,7 +77,7 @@ def bench(
             progress=progress,
         )
     if as_json:
-        from saccade.benchmarks.records import to_json
+        from saccade.benchmarks.measuring.records import to_json
 
         print_json([to_json(record) for record in run.records])
     else:
@@ -104,8 +104,8 @@ def compare_bench(
     """
     from dataclasses import asdict
 
-    from saccade.benchmarks import compare as comparing
-    from saccade.benchmarks.records import read_records
+    from saccade.benchmarks.measuring import compare as comparing
+    from saccade.benchmarks.measuring.records import read_records
 
     rows = comparing.compare(read_records(old), read_records(new), "processor" if processor else "wall")
     if as_json:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tests.benchmarks.records import CONDITIONS, configuration, record
 
-from saccade.benchmarks import charts, report, svg
-from saccade.benchmarks.records import Layer, Profile, Record
-from saccade.benchmarks.sitting import CEILING
+from saccade.benchmarks.measuring.records import Layer, Profile, Record
+from saccade.benchmarks.measuring.sitting import CEILING
+from saccade.benchmarks.reporting import charts, report, svg
 
 ROUNDS = [10.0 + 0.01 * n for n in range(10)]
 

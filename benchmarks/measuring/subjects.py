@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from saccade.benchmarks.records import Configuration
+from saccade.benchmarks.measuring.records import Configuration
 
 if TYPE_CHECKING:
     from saccade.predictors.predictor import Predictor

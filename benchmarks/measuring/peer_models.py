@@ -1,6 +1,6 @@
 """The models as others write them: timm's, or the released code's form. Needs torch and timm.
 
-    python -m saccade.benchmarks.peer_models BUNDLE BATCH FILE.onnx [WEIGHTS]
+    python -m saccade.benchmarks.measuring.peer_models BUNDLE BATCH FILE.onnx [WEIGHTS]
 
 writes the plain ONNX export of one: `torch.onnx.export` as PyTorch's documentation has it, nothing of ours in
 between, for one size of batch, which no peer loses by.

@@ -46,7 +46,7 @@ class Configuration:
     weight_bytes: float | None = None
     activation_bytes: float | None = None
     accuracy: float | None = None
-    opener: str = "saccade.benchmarks.subjects:bundle"
+    opener: str = "saccade.benchmarks.measuring.subjects:bundle"
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from saccade.benchmarks import harness, records
-from saccade.benchmarks.compare import differ
-from saccade.benchmarks.harness import CEILING, Settings, measure
-from saccade.benchmarks.records import Configuration, Record
-from saccade.benchmarks.sitting import percentile, spread
+from saccade.benchmarks.measuring import harness, records
+from saccade.benchmarks.measuring.compare import differ
+from saccade.benchmarks.measuring.harness import CEILING, Settings, measure
+from saccade.benchmarks.measuring.records import Configuration, Record
+from saccade.benchmarks.measuring.sitting import percentile, spread
 from saccade.errors import UsageError
 
 SHORT = Settings(seconds=0.0, iterations=20, rounds=10, warm_up_s=0.1, ceiling=False, patience_s=60)
-SLEEP = "saccade.benchmarks.subjects:sleep"
+SUBJECTS = "saccade.benchmarks.measuring.subjects"
+SLEEP = f"{SUBJECTS}:sleep"
 
 
 def sleeping(engine: str, seconds: float, **arguments: Any) -> Configuration:
@@ -46,7 +47,7 @@ def test_a_sleep_is_measured_right_and_five_percent_more_is_found() -> None:
 
 
 def test_a_child_that_dies_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> None:
-    nowhere = Configuration("sleep", "nowhere", threads=1, opener="saccade.benchmarks.subjects:none")
+    nowhere = Configuration("sleep", "nowhere", threads=1, opener=f"{SUBJECTS}:none")
     given = [
         sleeping("dies", 0.001, dies_after=30),
         sleeping("lives", 0.001),
@@ -167,7 +168,7 @@ def test_the_same_program_twice_is_no_difference() -> None:
     bundle = bundles.read(bundles.resolve("digits-stvit"), check=False)
     arguments = {"path": str(bundle.graphs["model"].files["onnxruntime"])}
     pair = [
-        replace(graph, engine=name, opener="saccade.benchmarks.subjects:graph", arguments=arguments)
+        replace(graph, engine=name, opener=f"{SUBJECTS}:graph", arguments=arguments)
         for name in ("onnxruntime a", "onnxruntime b")
     ]
     one, other = measure(pair, Settings(seconds=4, ceiling=False)).records

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.benchmarks.records import configuration, record
 
-from saccade.benchmarks import records
-from saccade.benchmarks.records import Layer, Profile, Record
+from saccade.benchmarks.measuring import records
+from saccade.benchmarks.measuring.records import Layer, Profile, Record
 from saccade.errors import UsageError
 
 

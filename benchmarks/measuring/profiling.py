@@ -1,6 +1,6 @@
 """Where the time of one run goes, layer by layer, as the engine's own profiler tells.
 
-    python -m saccade.benchmarks.profiling   (a configuration as JSON on standard input)
+    python -m saccade.benchmarks.measuring.profiling   (a configuration as JSON on standard input)
 
 ONNX Runtime writes a trace, OpenVINO counts per node. Both fuse first, so that layers are what is executed
 and not what is written; both slow small layers down. It happens in a process of its own.
@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from saccade.benchmarks.records import Configuration, Layer, Profile
+from saccade.benchmarks.measuring.records import Configuration, Layer, Profile
 
 _RUNS = 5
 _WARM_UP = 2
@@ -31,7 +31,7 @@ def profile(configuration: Configuration) -> Profile | None:
     if configuration.engine not in _PROFILERS or configuration.device != "cpu":
         return None
     done = subprocess.run(
-        [sys.executable, "-m", "saccade.benchmarks.profiling"],
+        [sys.executable, "-m", "saccade.benchmarks.measuring.profiling"],
         input=json.dumps(asdict(configuration)),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -62,7 +62,7 @@ def _opened(given: Configuration) -> tuple[Path, dict[str, Any]]:
     import numpy as np
 
     from saccade import bundle as bundles
-    from saccade.benchmarks.subjects import PICTURE_HW
+    from saccade.benchmarks.measuring.subjects import PICTURE_HW
     from saccade.loading import graph_for
     from saccade.predictors.predictor import PICTURE_GRAPHS
     from saccade.preprocess import batches

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from saccade.benchmarks.charts import Bars, Chart, Plot
-from saccade.benchmarks.svg import number
+from saccade.benchmarks.reporting.charts import Bars, Chart, Plot
+from saccade.benchmarks.reporting.svg import number
 
 _COLOURS = ("#1f6feb", "#d1541f", "#158462", "#8b44c9", "#b58900", "#0e8fa8", "#d13a7d", "#6b7280")
 

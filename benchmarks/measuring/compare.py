@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from saccade.benchmarks.records import Record, Timing
+from saccade.benchmarks.measuring.records import Record, Timing
 from saccade.errors import UsageError
 
 Verdict = Literal["faster", "slower", "no difference seen", "not measured"]

@@ -9,7 +9,7 @@ import pytest
 from tests import tiny
 
 from saccade import bundle as bundles
-from saccade.benchmarks import work
+from saccade.benchmarks.measuring import work
 
 
 def test_a_small_graph_is_counted_as_by_hand(tmp_path: Path) -> None:

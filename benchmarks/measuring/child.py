@@ -1,6 +1,6 @@
 """The process in which one subject is measured: it opens it, and then times what it is told to, on request.
 
-    python -m saccade.benchmarks.child
+    python -m saccade.benchmarks.measuring.child
 
 Requests come as JSON lines on standard input, answers go out as JSON lines on the standard output of the
 start; whatever a library prints goes to standard error. The process ends with its input: it never outlives
@@ -19,9 +19,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TextIO
 
-from saccade.benchmarks import machine
-from saccade.benchmarks.records import Configuration
-from saccade.benchmarks.subjects import Subject
+from saccade.benchmarks.measuring import machine
+from saccade.benchmarks.measuring.records import Configuration
+from saccade.benchmarks.measuring.subjects import Subject
 
 CALM_S = 0.02  # before a slice: threads of the child before may spin a while after their last run
 WINDOW = 5  # iterations whose medians are compared while warming up

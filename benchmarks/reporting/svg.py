@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from saccade.benchmarks.charts import Bar, Bars, Chart, Plot, Point, Series
+from saccade.benchmarks.reporting.charts import Bar, Bars, Chart, Plot, Point, Series
 
 COLOURS = 8
 WIDTH, HEIGHT = 460, 300

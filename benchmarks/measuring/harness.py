@@ -1,6 +1,6 @@
 """Measure configurations beside each other: each in a process of its own, taking turns in short rounds.
 
-    from saccade.benchmarks import harness, peers
+    from saccade.benchmarks.measuring import harness, peers
 
     path = "bundles/deit_small"
     ours = [harness.of_bundle(path, engine, batch=8, threads=2) for engine in ("onnxruntime", "openvino")]
@@ -10,11 +10,11 @@
         print(record.configuration.label, record.timing and record.timing.median_ms, record.of_ceiling)
 
 All of one model, batch and number of threads take turns: whatever the machine does meanwhile, it does to
-all of them, and their rounds can be compared one by one (`saccade.benchmarks.compare.paired`). With them
+all of them, and their rounds can be compared one by one (`compare.paired`). With them
 runs a matrix product, the ceiling of the same minutes. A process that dies leaves a record with the error.
 Ctrl-C ends the run and keeps what is measured; so does a file given as `out` if the power fails.
 
-Anything else can be measured through an opener of one's own: see `saccade.benchmarks.subjects`.
+Anything else can be measured through an opener of one's own: see `saccade.benchmarks.measuring.subjects`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
-from saccade.benchmarks import records, work
-from saccade.benchmarks.records import Configuration, Record, cores
-from saccade.benchmarks.sitting import CEILING, Settings, Sitting
+from saccade.benchmarks.measuring import records, work
+from saccade.benchmarks.measuring.records import Configuration, Record, cores
+from saccade.benchmarks.measuring.sitting import CEILING, Settings, Sitting
 from saccade.errors import UsageError
 
 __all__ = ["CEILING", "Progress", "Run", "Settings", "measure", "of_bundle"]
@@ -137,7 +137,7 @@ def _sittings(configurations: Sequence[Configuration], settings: Settings) -> It
 
 
 def _ceiling(beside: Configuration) -> Configuration:
-    from saccade.benchmarks.subjects import DEVICE_SIDE, SIDE
+    from saccade.benchmarks.measuring.subjects import DEVICE_SIDE, SIDE
 
     side = SIDE if beside.device == "cpu" else DEVICE_SIDE
     return Configuration(
@@ -147,5 +147,5 @@ def _ceiling(beside: Configuration) -> Configuration:
         threads=beside.threads,
         device=beside.device,
         flop=2.0 * side**3,
-        opener="saccade.benchmarks.subjects:matrix_product",
+        opener="saccade.benchmarks.measuring.subjects:matrix_product",
     )

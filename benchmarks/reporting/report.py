@@ -9,12 +9,12 @@ from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
-from saccade.benchmarks import charts, svg
-from saccade.benchmarks.charts import Chart
-from saccade.benchmarks.compare import Difference, differ
-from saccade.benchmarks.records import Profile, Record
-from saccade.benchmarks.sitting import CEILING
-from saccade.benchmarks.style import STYLE
+from saccade.benchmarks.measuring.compare import Difference, differ
+from saccade.benchmarks.measuring.records import Profile, Record
+from saccade.benchmarks.measuring.sitting import CEILING
+from saccade.benchmarks.reporting import charts, svg
+from saccade.benchmarks.reporting.charts import Chart
+from saccade.benchmarks.reporting.style import STYLE
 
 PAGE = "report.html"
 _LAYERS = 12  # rows of the table of single layers
@@ -32,7 +32,7 @@ def write(records: Sequence[Record], profiles: Sequence[Profile], folder: Path) 
     temporary.write_text(_page(records, sections, profiles), encoding="utf-8")
     temporary.rename(page)
     if find_spec("matplotlib") is not None:
-        from saccade.benchmarks.png import draw
+        from saccade.benchmarks.reporting.png import draw
 
         for section in sections:
             for chart in section.charts:

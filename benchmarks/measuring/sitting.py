@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from saccade.benchmarks import machine
-from saccade.benchmarks.process import Child, ChildError
-from saccade.benchmarks.records import Conditions, Configuration, Record, Resources, Timing, cores
+from saccade.benchmarks.measuring import machine
+from saccade.benchmarks.measuring.process import Child, ChildError
+from saccade.benchmarks.measuring.records import Conditions, Configuration, Record, Resources, Timing, cores
 from saccade.errors import UsageError
 
 CEILING = "matrix product"  # what the ceiling's records call their model
@@ -217,7 +217,7 @@ def _others_share(slices: Sequence[dict[str, Any]]) -> float:
 
 def _stream_gbs(ceiling: Record | None) -> float | None:
     """10^9 bytes per second, read and written, of the copy."""
-    from saccade.benchmarks.subjects import STREAM
+    from saccade.benchmarks.measuring.subjects import STREAM
 
     if ceiling is None or ceiling.timing is None or "stream" not in ceiling.timing.parts_ms:
         return None

@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from saccade.benchmarks import harness, machine
-from saccade.benchmarks.records import Configuration
-from saccade.benchmarks.subjects import Subject
+from saccade.benchmarks.measuring import harness, machine
+from saccade.benchmarks.measuring.records import Configuration
+from saccade.benchmarks.measuring.subjects import Subject
 from saccade.errors import EngineError, UsageError
 
-_HERE = "saccade.benchmarks.peers"
+_HERE = "saccade.benchmarks.measuring.peers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def torch_graph(configuration: Configuration) -> Subject:
 def _torch(configuration: Configuration, prepare: Callable[[Any, Any], Callable[[Any], Any]]) -> Subject:
     import torch
 
-    from saccade.benchmarks import peer_models
+    from saccade.benchmarks.measuring import peer_models
 
     given = configuration.arguments
     torch.set_num_threads(configuration.threads)
@@ -237,7 +237,7 @@ def _plain_export(configuration: Configuration) -> tuple[Path, float]:
         with tempfile.TemporaryDirectory(dir=target.parent.parent) as folder:
             made = Path(folder) / "plain"
             made.mkdir()
-            command = [sys.executable, "-m", "saccade.benchmarks.peer_models", given["path"]]
+            command = [sys.executable, "-m", "saccade.benchmarks.measuring.peer_models", given["path"]]
             command += [str(configuration.batch), str(made / "model.onnx")]
             command += [given["weights"]] if given["weights"] else []
             done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)

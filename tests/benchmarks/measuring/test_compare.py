@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 from tests.benchmarks.records import record
 
-from saccade.benchmarks import compare
-from saccade.benchmarks.compare import differ, rank_sum_interval, signed_rank_interval
+from saccade.benchmarks.measuring import compare
+from saccade.benchmarks.measuring.compare import differ, rank_sum_interval, signed_rank_interval
 from saccade.errors import UsageError
 
 TRIALS = 300

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tests import tiny
 
-from saccade.benchmarks import peers
-from saccade.benchmarks.harness import Settings, measure
+from saccade.benchmarks.measuring import peers
+from saccade.benchmarks.measuring.harness import Settings, measure
 from saccade.errors import UsageError
 
 SMALL = {"embed_dim": 16, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8), "num_classes": 10}

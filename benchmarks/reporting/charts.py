@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from saccade.benchmarks.records import Profile, Record
-from saccade.benchmarks.sitting import CEILING
+from saccade.benchmarks.measuring.records import Profile, Record
+from saccade.benchmarks.measuring.sitting import CEILING
 
 PARTS = ("preprocess", "copy", "run", "postprocess")
 _OPERATORS = 9  # bars of a chart of layers; the rest is one more

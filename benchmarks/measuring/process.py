@@ -1,4 +1,4 @@
-"""A child process of `saccade.benchmarks.child`, and what it says when it dies."""
+"""A child process of `saccade.benchmarks.measuring.child`, and what it says when it dies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from saccade.benchmarks.records import Configuration
+from saccade.benchmarks.measuring.records import Configuration
 
 _TAIL = 600  # characters of what a dead child said last
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -31,7 +31,7 @@ class Child:
         self._patience_s = patience_s
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 -- as long as the child
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "saccade.benchmarks.child"],
+            [sys.executable, "-m", "saccade.benchmarks.measuring.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,

@@ -1,0 +1,1 @@
+"""Configurations measured in processes that take turns, and what is known of them afterwards."""

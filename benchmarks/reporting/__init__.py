@@ -1,0 +1,1 @@
+"""What was measured, as one page that needs no network, and as pictures."""
