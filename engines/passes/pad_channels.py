@@ -17,11 +17,14 @@ _POINTWISE = frozenset({"Add", "Mul", "Sub", "Relu", "Sigmoid", "HardSigmoid", "
 
 @dataclass(frozen=True, slots=True)
 class _Region:
-    """Maps of the same channels: all that is computed from `writers` point by point until `readers`."""
+    """Maps of the same channels: all that is computed from `writers` point by point until `readers`.
 
-    maps: frozenset[ir.Value]
-    writers: frozenset[ir.Node]
-    readers: frozenset[ir.Node]
+    In the order they are found: with sets, two exports of a model would have their weights in different ones.
+    """
+
+    maps: tuple[ir.Value, ...]
+    writers: tuple[ir.Node, ...]
+    readers: tuple[ir.Node, ...]
 
 
 def pad_channels(model: ir.Model) -> int:
@@ -39,7 +42,7 @@ def pad_channels(model: ir.Model) -> int:
             channels = _channels(node.outputs[0])
             region = _region(node.outputs[0], channels) if channels and channels % MULTIPLE else None
             if region is not None and channels is not None:
-                seen |= region.maps
+                seen.update(region.maps)
                 _pad(model, region, -channels % MULTIPLE)
                 changed += 1
     return changed
@@ -47,32 +50,30 @@ def pad_channels(model: ir.Model) -> int:
 
 def _region(start: ir.Value, channels: int) -> _Region | None:
     """All maps joined to `start`; None where one of them is anything else than described above."""
-    maps: set[ir.Value] = set()
-    writers: set[ir.Node] = set()
-    readers: set[ir.Node] = set()
+    maps, writers, readers = dict[ir.Value, None](), dict[ir.Node, None](), dict[ir.Node, None]()
     waiting = [start]
     while waiting:
         value = waiting.pop()
         if value in maps:
             continue
-        maps.add(value)
+        maps[value] = None
         writer = value.producer()
         if writer is None or value.is_graph_output() or _channels(value) != channels:
             return None
         if _is_plain(writer):
-            writers.add(writer)
+            writers[writer] = None
         elif writer.op_type in _POINTWISE:
             waiting += [each for each in writer.inputs if each is not None and not _is_scalar(each)]
         else:
             return None
         for reader, index in value.uses():
             if index == 0 and _is_plain(reader):
-                readers.add(reader)
+                readers[reader] = None
             elif reader.op_type in _POINTWISE:
                 waiting.append(reader.outputs[0])
             else:
                 return None
-    return _Region(frozenset(maps), frozenset(writers), frozenset(readers))
+    return _Region(tuple(maps), tuple(writers), tuple(readers))
 
 
 def _channels(value: ir.Value) -> int | None:

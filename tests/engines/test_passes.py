@@ -173,6 +173,14 @@ def test_rewrite(rewrite: Callable[[ir.Model], int], text: str, changes: int) ->
     np.testing.assert_array_equal(_answer(after, feeds), _answer(model, feeds))
 
 
+def test_padded_weights_come_in_the_order_of_the_search() -> None:
+    """So that another export of the same model has the same bytes."""
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(parser.parse_model(HEADER + MAPS)))
+    pad_channels(model)
+    padded = [name for name in model.graph.initializers if "padded" in name]
+    assert padded == ["a_out_padded", "b_out_padded", "c_out_padded", "d_in_padded", "c_out_padded_in_padded"]
+
+
 def test_whole_windows_leave_four_gathers() -> None:
     """Inlined for whole windows: one gather for each of q, k, v and the result, nothing computed."""
     name, shapes = "ShiftedWindowAttention", [(2, 7, 7, 48), (48,), (1, 49, 49)]
