@@ -150,19 +150,26 @@ class Server:
 
     async def _adopt_backlog(self, http: _Uvicorn) -> None:
         """Serve the connections that the kernel took but nobody accepted yet; closing would reset them."""
+        connections = list[socket.socket]()
         while self._listener is not None:
             try:
-                connection, _ = self._listener.accept()
+                connections.append(self._listener.accept()[0])
             except OSError:  # no more
                 break
-            connection.setblocking(False)
+        if self._listener is not None:
+            self._listener.close()
+        await asyncio.gather(*(self._adopt(http, each) for each in connections))
+
+    async def _adopt(self, http: _Uvicorn, connection: socket.socket) -> None:
+        """Serve one; who leaves, or speaks no TLS where it is wanted, holds up nobody else's answer."""
+        connection.setblocking(False)
+        with contextlib.suppress(OSError):
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: BoundedConnection(http.config, http.server_state, http.lifespan.state),
                 connection,
                 ssl=http.config.ssl,
+                ssl_handshake_timeout=self.settings.drain_s / 4 if http.config.ssl else None,
             )
-        if self._listener is not None:
-            self._listener.close()
 
     async def _last_calls(self, state: ServerState) -> None:
         """Until no connection is open, or none has sent anything for a while; at most half of the time."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,3 +94,34 @@ def own_bundle(tmp_path: Path) -> Path:
 def image() -> np.ndarray[Any, Any]:
     """What the small classifier's graph takes: (2, 3, 32, 32) float32."""
     return np.random.default_rng(5).standard_normal((2, 3, 32, 32)).astype(np.float32)
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> ServerSettings:
+    """Settings with a certificate for this machine."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "1",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost,IP:127.0.0.1",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return SETTINGS.replace(tls_certificate=certificate, tls_key=key)

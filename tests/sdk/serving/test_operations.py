@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import shutil
 import socket
 import ssl
 import subprocess
@@ -211,33 +210,10 @@ def test_a_token_is_asked_for_everywhere_but_at_the_door(tiny_bundle: Bundle) ->
             assert rpc.get_server_metadata(headers={"authorization": "Bearer open sesame"}).name == "saccade"
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here to make a certificate")
-def test_both_ports_speak_tls(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "1",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost,IP:127.0.0.1",
-            "-keyout",
-            key,
-            "-out",
-            certificate,
-        ],
-        check=True,
-        capture_output=True,
-    )
-    settings = SETTINGS.replace(tls_certificate=certificate, tls_key=key)
-    with serving(settings, own=tiny_bundle.path) as running:
+def test_both_ports_speak_tls(tiny_bundle: Bundle, tls: ServerSettings) -> None:
+    certificate = tls.tls_certificate
+    assert certificate is not None
+    with serving(tls, own=tiny_bundle.path) as running:
         trusted = ssl.create_default_context(cafile=str(certificate))
         assert httpx.get(f"https://{running.http}/v2", verify=trusted).status_code == 200
         with pytest.raises(httpx.TransportError):
