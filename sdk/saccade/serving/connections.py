@@ -101,8 +101,11 @@ class BoundedConnection(HttpToolsProtocol):
             if self._head > _MAX_HEAD:
                 return self.transport.close()
         super().data_received(data)
-        if self._head >= 0 and self._timer is None:
-            self._expect_head()
+        if self._head >= 0:
+            if self._timer is None:
+                self._expect_head()
+        elif self.cycle is not None and self.cycle.response_complete:
+            self._stay_idle()
 
     def body_received(self, count: int) -> None:
         """So many bytes are in `body`."""
@@ -124,6 +127,13 @@ class BoundedConnection(HttpToolsProtocol):
         if self._offered is not None:
             self._offered.drop()
             self._offered = None
+
+    def _stay_idle(self) -> None:
+        """Line ends between requests, or the rest of a refused one, have ended the wait: begin it anew."""
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _expect_head(self) -> None:
         self._timer = self.loop.call_later(_HEAD_S, self.transport.close)

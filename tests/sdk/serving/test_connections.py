@@ -12,6 +12,7 @@ import pytest
 from tests.sdk.serving.conftest import SETTINGS, Running, serving
 
 from saccade.bundle import Bundle
+from saccade.serving import server
 from saccade.serving.connections import Body
 
 INFER = "/v2/models/tiny/infer"
@@ -116,6 +117,22 @@ def test_a_body_that_is_refused_does_not_disturb_the_next_request(tiny_bundle: B
         ]:
             connection.sendall(request(array, more))
             assert answer(connection)[0] == status
+
+
+@pytest.mark.parametrize("more", ["", "\r\n"])
+def test_idle_connections_end_whatever_follows_an_answer(
+    more: str, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_KEEP_ALIVE_S", 0.3)
+    with (
+        serving(SETTINGS.replace(grpc_port=None), tiny=tiny_bundle.path) as running,
+        connected(running) as connection,
+    ):
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer(connection)[0] == 200
+        connection.sendall(more.encode())
+        connection.settimeout(10)
+        assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize("tensors_at", [0, 1, 63, 64, 150, 10**14])
