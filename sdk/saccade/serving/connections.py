@@ -24,6 +24,7 @@ _HEAD_S = 30.0
 _SCRATCH = 2**13  # bytes; for heads, and what comes with them
 _MAX_DECLARED = 2**26  # bytes that are set aside on a client's word; longer bodies grow as they come
 _ALIGNMENT = 64
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class Body:
@@ -61,23 +62,36 @@ class BoundedConnection(HttpToolsProtocol):
     body: Body | None = None  # of the request that arrives now, while it is incomplete
     _offered: Body | None = None  # what the last request's scope holds
     _head = 0  # bytes so far; -1 once the head is complete
+    _priming = False  # a parser is being told of a head that is known
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.parser = _Parser(self)
         transport.set_protocol(_Reader(self))
         self._expect_head()
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head = 0
+        if not self._priming:
+            super().on_message_begin()
+            self._head = 0
+
+    def on_url(self, url: bytes) -> None:
+        if not self._priming:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._priming:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._priming:
+            return
         self._head = -1
         self._forget_timer()
         super().on_headers_complete()
         size, tensors_at = _lengths(self.headers)
-        if 0 < size <= _MAX_DECLARED and not self.pipeline and not self.parser.should_upgrade():
+        if 0 < size <= _MAX_DECLARED and not self.pipeline:
             self.body = self._offered = Body(size, tensors_at)
             self.scope["extensions"] = {WHOLE_BODY: self.body}  # type: ignore[dict-item]
 
@@ -88,8 +102,23 @@ class BoundedConnection(HttpToolsProtocol):
         self.body.missing -= len(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and self._framing():
+            return  # the body is still to come
         self.body = None
         super().on_message_complete()
+
+    def refuse_upgrade(self, rest: bytes) -> None:
+        """Go on with this protocol: parsers stop where another is asked for, and leave out the body."""
+        self.parser = _Parser(self)
+        if framing := self._framing():
+            self._priming = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%s: %s\r\n\r\n" % framing)
+            self._priming = False
+        self.parser.feed_data(rest)
+
+    def _framing(self) -> tuple[bytes, bytes] | None:
+        """The header that says where the body ends."""
+        return next((header for header in self.headers if header[0] in _FRAMING), None)
 
     def on_response_complete(self) -> None:
         self._drop_body()
@@ -113,8 +142,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.body.missing -= count
         if not self.body.missing:
             # The old one still waits for the body.
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser = _Parser(self)
             self.on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -142,6 +170,24 @@ class BoundedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Parser(httptools.HttpRequestParser):
+    """A parser for the next requests of `connection`, which speaks nothing but HTTP/1.1.
+
+    Java's client asks for HTTP/2 with its first request, whatever that is.
+    """
+
+    def __init__(self, connection: BoundedConnection) -> None:
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._connection = connection
+
+    def feed_data(self, data: Any) -> None:
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as stopped:
+            self._connection.refuse_upgrade(data[stopped.args[0] :])
 
 
 class _Reader(asyncio.BufferedProtocol):

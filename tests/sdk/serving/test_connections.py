@@ -16,6 +16,7 @@ from saccade.serving import server
 from saccade.serving.connections import Body
 
 INFER = "/v2/models/tiny/infer"
+TO_HTTP_2 = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
 
 
 @pytest.fixture
@@ -63,11 +64,12 @@ def expected(running: Running, array: np.ndarray[Any, Any]) -> bytes:
     return engine.run({"image": array})["logits"].tobytes()
 
 
+@pytest.mark.parametrize("more", ["", TO_HTTP_2], ids=["plain", "asks-for-http-2"])
 @pytest.mark.parametrize("pieces", [[], [1], [200], [300], [330, 5000, 9000], [20_000, 20_001]])
 def test_a_body_is_whole_wherever_it_is_cut(
-    pieces: list[int], running: Running, connection: socket.socket, image: np.ndarray[Any, Any]
+    pieces: list[int], more: str, running: Running, connection: socket.socket, image: np.ndarray[Any, Any]
 ) -> None:
-    whole = request(image)
+    whole = request(image, more)
     for _ in range(2):  # the connection is as good as new
         for begin, end in zip([0, *pieces], [*pieces, len(whole)], strict=True):
             connection.sendall(whole[begin:end])
@@ -80,6 +82,21 @@ def test_a_body_is_whole_wherever_it_is_cut(
 
 async def _nothing() -> None:
     pass
+
+
+def test_who_asks_for_http_2_is_answered_in_http_1(
+    running: Running, connection: socket.socket, image: np.ndarray[Any, Any]
+) -> None:
+    head, _, body = request(image, TO_HTTP_2).partition(b"\r\n\r\n")
+    kept = [line for line in head.split(b"\r\n") if not line.startswith(b"Content-Length")]
+    chunks = [body[:700], body[700:]]
+    chunked = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    empty = f"GET /v2 HTTP/1.1\r\nHost: x\r\n{TO_HTTP_2}\r\n".encode()
+    connection.sendall(b"\r\n".join([*kept, b"Transfer-Encoding: chunked", b"", b""]) + chunked + empty)
+    status, given = answer(connection)
+    assert (status, given.endswith(expected(running, image))) == (200, True)
+    status, given = answer(connection)
+    assert (status, json.loads(given)["name"]) == (200, "saccade")
 
 
 def test_requests_that_do_not_wait_for_answers_get_their_own_in_order(
