@@ -58,8 +58,8 @@ class OpenVinoEngine(Closing):
 class _Compiled:
     """Infer requests: of the graph for a batch of one, until another is asked for; from then on of any batch.
 
-    With every size fixed, one picture takes 1 to 6 % less time. Only one form is held, since each has packed
-    weights of its own: one more would be as much memory again.
+    With every size fixed, one picture takes 1.5 to 4 % less time. Only one form is held, since each packs
+    the weights for itself: another would be as much memory again.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:

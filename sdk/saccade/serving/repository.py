@@ -300,7 +300,7 @@ def _open(source: str | Path, settings: ServerSettings) -> Predictor[Any]:
         threads=settings.threads,
     )
     try:
-        _warm(loaded)
+        _warm(loaded, settings.batching.max_rows)
     except BaseException:
         loaded.close()
         raise
@@ -311,9 +311,9 @@ def _open(source: str | Path, settings: ServerSettings) -> Predictor[Any]:
     return type(loaded)(engines, loaded.card, engine_name=loaded.engine_name, untrained=loaded.untrained)
 
 
-def _warm(predictor: Predictor[Any]) -> None:
-    """Answers for one picture and for two, so that the first requests find everything in place."""
+def _warm(predictor: Predictor[Any], max_rows: int) -> None:
+    """Answers for one picture, and for two where batches will come: the first requests find all in place."""
     picture = np.zeros((*predictor.card.preprocessing.input_size_hw, 3), np.uint8)
     prompts = [["a warm-up"]] if predictor.card.task == "zero_shot" else []
-    for pictures in (picture, [picture, picture]):
+    for pictures in (picture, [picture, picture])[:max_rows]:
         predictor(pictures, *prompts)
