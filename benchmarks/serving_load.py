@@ -28,8 +28,11 @@ __all__ = [
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def infer_request(array: NDArray[np.float32], path: str) -> bytes:
-    """A whole HTTP request of the Open Inference Protocol, with the tensor in binary both ways."""
+def infer_request(array: NDArray[np.float32], path: str, more: str = "") -> bytes:
+    """A whole HTTP request of the Open Inference Protocol, with the tensor in binary both ways.
+
+    more: further lines of its head.
+    """
     tensor = {
         "name": "image",
         "datatype": "FP32",
@@ -37,7 +40,7 @@ def infer_request(array: NDArray[np.float32], path: str) -> bytes:
         "parameters": {"binary_data_size": array.nbytes},
     }
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    more = f"Inference-Header-Content-Length: {len(head)}\r\n"
+    more += f"Inference-Header-Content-Length: {len(head)}\r\n"
     return plain_request(head + array.tobytes(), path, more)
 
 

@@ -14,7 +14,7 @@ from saccade.engines.lifetime import Closing, Owned
 from saccade.errors import EngineError, MissingDependency
 
 _SILENT = 4  # severity; what goes wrong arrives as an exception, once
-_BOUNDED_SPINNING = (1, 31)  # the release it was measured with; those that know no bound ignore it
+_BOUNDED_SPINNING = (1, 31)  # the release it was measured with; one without a bound would spin on
 _SPIN_US = "200"
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from digits import nets, objects, optimization, segmentation
-from digits.segmentation import NARROW
+from digits.segmentation import NARROW, NET
 
 SCENES_PER_EPOCH = 1000
 DIGITS = (6, 11)  # more to learn from in each scene than there are to be found
@@ -69,7 +69,8 @@ def main() -> None:
 def train(options: argparse.Namespace) -> nn.Module:
     """Return the trained network in eval mode."""
     torch.manual_seed(options.seed)
-    net, module = segmentation.started(options.start) if options.start else (NARROW, segmentation.fresh())
+    net = NET if options.start else NARROW
+    module = segmentation.started(options.start) if options.start else segmentation.fresh()
     epochs, each = options.epochs or net.epochs, -(-options.scenes // net.batch)
     steps = epochs * each
     learning_rate = options.learning_rate or net.learning_rate

@@ -57,11 +57,11 @@ def fresh() -> nn.Module:
     return module
 
 
-def started(weights: Path) -> tuple[nets.Net, nn.Module]:
-    """The segmenter to go on training from `weights`, and what it is: a narrow one is widened."""
+def started(weights: Path) -> nn.Module:
+    """A network of `NET` to go on training from `weights`; those of `NARROW` are widened."""
     narrow = nets.stored_config(weights) == NARROW.config
     module = create(NARROW.model, checkpoint=weights, **(NARROW if narrow else NET).config)
-    return NET, widened(module) if narrow else module
+    return widened(module) if narrow else module
 
 
 def widened(narrow: nn.Module) -> nn.Module:

@@ -34,10 +34,10 @@ def test_a_sleep_is_measured_right_and_five_percent_more_is_found() -> None:
     found = by_engine(run.records)
     timing = found["one"].timing
     assert timing is not None
-    assert 80 <= timing.median_ms <= 88  # a machine that does other things wakes it late
+    assert 80 <= timing.median_ms <= 83
     assert timing.median_ms <= timing.p90_ms <= timing.p99_ms
     assert (timing.iterations, len(timing.rounds_ms)) == (20, 10)
-    assert 40 <= timing.parts_ms["half"] <= 48
+    assert 40 <= timing.parts_ms["half"] <= 42
     assert max(timing.processor_ms) < 10  # it slept
     more = differ(found["one"], found["more"])
     assert (more.verdict, more.paired) == ("slower", True)

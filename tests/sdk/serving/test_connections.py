@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.sdk.serving.conftest import SETTINGS, Running, serving
 
+from saccade.benchmarks.serving_load import infer_request
 from saccade.bundle import Bundle
 from saccade.serving import server
 from saccade.serving.connections import Body
@@ -34,15 +35,7 @@ def connected(running: Running) -> socket.socket:
 
 def request(array: np.ndarray[Any, Any], more: str = "") -> bytes:
     """A whole request in binary both ways."""
-    tensor = {
-        "name": "image",
-        "datatype": "FP32",
-        "shape": list(array.shape),
-        "parameters": {"binary_data_size": array.nbytes},
-    }
-    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    lines = f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{more}Inference-Header-Content-Length: {len(head)}\r\n"
-    return f"{lines}Content-Length: {len(head) + array.nbytes}\r\n\r\n".encode() + head + array.tobytes()
+    return infer_request(array, INFER, more)
 
 
 def answer(connection: socket.socket) -> tuple[int, bytes]:
