@@ -91,30 +91,39 @@ class Load:
 
 
 async def press(port: int, request: bytes, concurrency: int, seconds: float, pid: int) -> Load:
-    """Keep `concurrency` requests under way for so long. pid: the server, counted with its descendants."""
+    """Keep `concurrency` requests under way, and count for so long once as many are answered: neither the
+    rush of the beginning nor the end, when there are fewer, is in it. pid: the server, counted with its
+    descendants."""
     latencies: list[float] = []
-    failures = 0
+    failures, stopping = 0, False
     connections = [await Connection.to(port) for _ in range(concurrency)]
-    cpu, begun = cpu_seconds(pid), time.perf_counter()
 
     async def client(connection: Connection) -> None:
         nonlocal failures
-        while (asked := time.perf_counter()) < begun + seconds:
+        while not stopping:
+            asked = time.perf_counter()
             status, _ = await connection.ask(request)
             latencies.append(time.perf_counter() - asked)
             failures += status != 200
 
-    await asyncio.gather(*map(client, connections))
+    clients = [asyncio.ensure_future(client(connection)) for connection in connections]
+    while len(latencies) < concurrency and not any(each.done() for each in clients):
+        await asyncio.sleep(0.005)
+    first, cpu, begun = len(latencies), cpu_seconds(pid), time.perf_counter()
+    await asyncio.wait(clients, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    counted = latencies[first:]
     wall, used = time.perf_counter() - begun, cpu_seconds(pid) - cpu
+    stopping = True
+    await asyncio.gather(*clients)
     for connection in connections:
         connection.close()
-    milliseconds = np.array(latencies) * 1e3
+    milliseconds = np.array(counted) * 1e3
     return Load(
         concurrency=concurrency,
-        requests=len(latencies),
+        requests=len(counted),
         failures=failures,
-        per_second=round(len(latencies) / wall, 2),
-        cpu_ms_per_request=round(used / len(latencies) * 1e3, 3),
+        per_second=round(len(counted) / wall, 2),
+        cpu_ms_per_request=round(used / len(counted) * 1e3, 3),
         median_ms=round(float(np.median(milliseconds)), 3),
         p99_ms=round(float(np.percentile(milliseconds, 99)), 3),
     )

@@ -3,7 +3,8 @@
 Requests whose tensors have the same shapes, their first axis aside, wait in one bucket. A worker takes the
 bucket whose first request has waited longest, joins what is there along the first axis, runs it, and hands
 everyone their own rows. With `max_delay_ms` 0 nobody waits for company: batches form of what arrives while
-the engine is busy.
+the engine is busy. Under load the rows of a run are handed out when the next run is about to begin: whoever
+they wake takes the interpreter's lock, which the worker needs until then and the engine does not.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from saccade.errors import ClosedError, DeadlineError, EngineError, InputError, 
 __all__ = ["Batcher", "Limits", "Statistics"]
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
+Answer: TypeAlias = "tuple[Future[Outputs], Outputs | Exception]"
 Bucket: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
@@ -83,6 +85,7 @@ class Batcher(Closing):
         self._run = run
         self._buckets: dict[Bucket, deque[_Request]] = {}
         self._queued_rows = 0
+        self._answers: deque[Answer] = deque()  # of the last run, not handed out yet
         self._closing = False
         self._state = threading.Condition()
         self._statistics = Statistics()
@@ -144,25 +147,31 @@ class Batcher(Closing):
         self._worker.join()
 
     def _work(self) -> None:
-        while batch := self._next():
-            self._answer(batch)
+        while (batch := self._next()) or self._answers:
+            if batch:
+                self._answer(batch)
+            else:
+                self._hand_out()
             del batch  # nobody's tensors are held while nothing is to do
 
     def _next(self) -> list[_Request]:
-        """The requests of the next run, already marked as running; none when closed and empty."""
+        """The requests of the next run, already marked as running. None where there are answers to hand out
+        before it could wait, and when closed and empty."""
         with self._state:
-            while True:
-                while not self._buckets and not self._closing:
-                    self._state.wait()
+            while self._buckets or not (self._closing or self._answers):
                 if not self._buckets:
-                    return []
+                    self._state.wait()
+                    continue
                 bucket = min(self._buckets, key=lambda each: self._buckets[each][0].queued_ns)
                 waiting = self._patience_ns(self._buckets[bucket])
-                if waiting > 0 and not self._closing:
+                if waiting <= 0 or self._closing:
+                    if batch := self._take(bucket):
+                        return batch
+                elif self._answers:
+                    break
+                else:
                     self._state.wait(waiting / 1e9)
-                    continue
-                if batch := self._take(bucket):
-                    return batch
+            return []
 
     def _patience_ns(self, queue: Sequence[_Request]) -> int:
         """How long its first request would still wait for company; 0 where a run is full."""
@@ -192,19 +201,29 @@ class Batcher(Closing):
         return batch
 
     def _answer(self, batch: list[_Request]) -> None:
-        rows = sum(request.rows for request in batch)
+        """Make `batch` ready, hand out what the last run gave, and run it."""
+        rows = [request.rows for request in batch]
         begun = time.monotonic_ns()
+        answers: Sequence[Outputs | Exception]
+        failures = 0
         try:
-            outputs = self._run(_joined([request.feeds for request in batch]))
-            parts = _split(outputs, [request.rows for request in batch])
+            feeds = _joined([request.feeds for request in batch])
+            self._hand_out()
+            begun = time.monotonic_ns()
+            answers = _split(self._run(feeds), rows)
         except Exception as error:  # whatever the engine raises is the answer
-            self._count(rows, len(batch), time.monotonic_ns() - begun)
-            for request in batch:
-                request.future.set_exception(error)
-            return
-        self._count(rows, 0, time.monotonic_ns() - begun)
-        for request, part in zip(batch, parts, strict=True):
-            request.future.set_result(part)
+            answers = [error] * len(batch)
+            failures = len(batch)
+        self._count(sum(rows), failures, time.monotonic_ns() - begun)
+        self._answers.extend(zip((request.future for request in batch), answers, strict=True))
+
+    def _hand_out(self) -> None:
+        while self._answers:
+            future, answer = self._answers.popleft()
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
 
     def _count(self, rows: int, failures: int, compute_ns: int) -> None:
         with self._state:

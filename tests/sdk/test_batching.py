@@ -119,6 +119,27 @@ def test_a_delay_waits_for_company_and_a_full_run_does_not() -> None:
     assert alone.result()["tag"].tolist() == [3]  # closing answers at once
 
 
+@pytest.mark.parametrize("company", [(), (2,), (2, 3)], ids=["alone", "patient", "full"])
+def test_an_answer_waits_for_nobody(company: tuple[int, ...]) -> None:
+    """Neither for the run of those who came later, nor until they begin it."""
+    entered, opened = threading.Event(), {tag: threading.Event() for tag in (1, 2)}
+
+    def engine(feeds: Feeds) -> dict[str, np.ndarray[Any, Any]]:
+        entered.set()
+        assert opened[int(feeds["x"][0, 0])].wait(30)
+        return add(feeds)
+
+    with Batcher(engine, Limits(max_rows=2, max_delay_ms=60_000)) as batcher:
+        first = batcher.submit(tagged(1, rows=2))
+        assert entered.wait(30)
+        later = [batcher.submit(tagged(tag)) for tag in company]
+        opened[1].set()
+        assert first.result(30)["tag"].tolist() == [1, 1]
+        assert not any(each.done() for each in later)
+        opened[2].set()
+    assert [each.result()["tag"].tolist() for each in later] == [[tag] for tag in company]
+
+
 def test_a_full_queue_refuses_and_recovers() -> None:
     gate = Gate()
     with Batcher(gate, Limits(max_rows=2, max_queue_rows=3)) as batcher:

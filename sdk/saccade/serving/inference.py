@@ -36,7 +36,7 @@ async def infer(
     outputs = wanted(request.outputs, engine.outputs)
     timeout_ms = patience_ms(request.timeout_ms, repository)
     with counted(model.counters), loaded.used():
-        found = await answer(engine.submit(request.inputs, timeout_ms), timeout_ms, repository)
+        found = await answer(engine.submit(request.inputs, timeout_ms), timeout_ms)
     return {output: found[output] for output in outputs}
 
 
@@ -46,11 +46,11 @@ def patience_ms(asked: float | None, repository: Repository) -> float:
     return limit if asked is None else min(asked, limit)
 
 
-async def answer(future: Future[T], timeout_ms: float, repository: Repository) -> T:
+async def answer(future: Future[T], timeout_ms: float) -> T:
     """The future's result; DeadlineError when the time is over, however long the engine goes on."""
     try:
         async with asyncio.timeout(timeout_ms / 1e3):
-            return await repository.arrivals.result(future)
+            return await asyncio.wrap_future(future)
     except TimeoutError:
         raise DeadlineError(f"no answer within {timeout_ms:g} ms") from None
 

@@ -79,7 +79,7 @@ class _Pictures:
         # Counted until it has left the thread: one whose client is gone still takes its place.
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
-        return await answer(future, patience, self._repository)
+        return await answer(future, patience)
 
     def _leave(self) -> None:
         self._waiting -= 1

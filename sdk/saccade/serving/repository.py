@@ -28,7 +28,6 @@ from saccade.errors import DeadlineError, SaccadeError, UsageError
 from saccade.loading import load
 from saccade.models.card import Card
 from saccade.predictors.predictor import PICTURE_GRAPHS, Predictor
-from saccade.serving.arrivals import Arrivals
 from saccade.serving.batched import BatchedEngine
 from saccade.serving.counters import Counters, total
 from saccade.serving.refusals import UnknownModel
@@ -100,7 +99,6 @@ class Repository:
         for name, source in sources.items():
             self._add_models(name, bundles.read(bundles.resolve(source), check=False).graphs)
         self._retiring: set[asyncio.Task[None]] = set()
-        self.arrivals = Arrivals()
         self.draining = False  # the server was told to stop: not ready, and connections end
 
     @property
@@ -202,13 +200,10 @@ class Repository:
         """Unload everything and wait until all is answered; DeadlineError after `settings.drain_s`."""
         for name in self._entries:
             await self.unload(name)
-        try:
-            if self._retiring:
-                _, late = await asyncio.wait(self._retiring, timeout=self.settings.drain_s)
-                if late:
-                    raise DeadlineError(f"{len(late)} bundles still work after {self.settings.drain_s:g} s")
-        finally:
-            self.arrivals.close()
+        if self._retiring:
+            _, late = await asyncio.wait(self._retiring, timeout=self.settings.drain_s)
+            if late:
+                raise DeadlineError(f"{len(late)} bundles still work after {self.settings.drain_s:g} s")
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:

@@ -133,7 +133,6 @@ class Server:
         except TimeoutError:
             raise DeadlineError(f"requests were still at work after {self.settings.drain_s:g} s") from None
         finally:
-            self.repository.arrivals.close()
             self.memory.close()
 
     async def _drain_http(self) -> None:
