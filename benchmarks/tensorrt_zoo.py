@@ -40,7 +40,7 @@ EACH_TARGET: dict[Precision, tuple[str, ...]] = {
     "fp16": ("sm75", "sm80", "sm86+sm89", "sm120"),
 }
 # What `create` must be told of a model that has no sizes of its own: pruned unevenly, as NViT's are.
-_SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "nvit": {
         "dims": {
             "EMB": 496,
@@ -75,7 +75,7 @@ def write_uncompared(name: str, out: Path) -> Bundle:
     from saccade.export.options import Options
 
     entry = zoo.entry(name)
-    config = _SIZES.get(name)
+    config = SIZES.get(name)
     if entry.config.get("causal") is not None:
         config = {"text": True}  # both towers, where the text tower is one that this package builds
     options = Options(name, random=True, config=config)

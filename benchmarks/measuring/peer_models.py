@@ -47,15 +47,19 @@ def module_of(path: str | Path, weights: str | Path | None = None) -> nn.Module:
         sizes["num_classes"] = bundle.graphs["model"].outputs[0].shape[-1]
     options = Options(entry.card.name, weights, random=weights is None, config=sizes)
     noise = torch.randn(2, 3, *bundle.card.preprocessing.input_size_hw)
-    built = module(options, sizes, [noise])
+    return as_others_write(module(options, sizes, [noise]), entry, sizes)
+
+
+def as_others_write(built: nn.Module, entry: zoo.Entry, sizes: Mapping[str, Any]) -> nn.Module:
+    """A model of `entry`, where `sizes` differ from its own, in the form of its authors or of timm."""
     if entry.builder.endswith(":swin"):
         return _timm_swin(built.state_dict(), {**entry.config, **sizes})
-    if entry.builder.endswith(":stvit_r_swin"):
-        return _released_stvit_r(built)
+    if entry.card.family == "stvit":
+        return _released_stvit(built)
     return _image_tower(built)
 
 
-def _released_stvit_r(built: nn.Module) -> nn.Module:
+def _released_stvit(built: nn.Module) -> nn.Module:
     """Attention as the released code has it: plain products, and copies of tokens projected one by one."""
     from saccade.benchmarks.detection_backbone import as_released
 
