@@ -106,14 +106,9 @@ def _builds(cards: Sequence[Card]) -> Iterator[str]:
     rows = [
         row for row in _record("tensorrt_rtx_builds.json", "rows") if row["precision"] in ("fp32", "fp16")
     ]
-    plain = {
-        row["model"]: row["layers"] for row in _record("tensorrt_rtx_plain_layers.json") if row["layers"]
-    }
-    heading = (
-        "family | model | plain export | layers fp32 | fp16 | MiB fp32 | fp16 | fp32 for sm | fp16 for sm"
-    )
-    yield f"| {heading} |"
-    yield "|---|---|--:|--:|--:|--:|--:|---|---|"
+    plain = {row["model"]: row for row in _record("tensorrt_rtx_plain_layers.json") if row["layers"]}
+    yield "| family | model | layers plain | fp32 | fp16 | MiB plain | fp32 | fp16 | fp32 for sm | fp16 for sm |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|---|---|"
     for card in cards:
         graphs = dict.fromkeys(row["graph"] for row in rows if row["model"] == card.name and row["layers"])
         for graph in graphs:
@@ -123,11 +118,13 @@ def _builds(cards: Sequence[Card]) -> Iterator[str]:
             name = f"`{card.name}`" + ("" if graph == "model" else f" ({graph})")
             cells = [[row for row in own if row["precision"] == each] for each in ("fp32", "fp16")]
             layers = [_layers(each) for each in cells]
-            sizes = [
-                f"{max(row['plan_bytes'] for row in each) / 2**20:.0f}" if each else "" for each in cells
-            ]
-            beside = f"{plain[card.name]:,}" if card.name in plain and graph in ("model", "image") else ""
-            yield f"| {' | '.join([card.family, name, beside, *layers, *sizes, *map(_targets, cells)])} |"
+            sizes = [_mib(max(row["plan_bytes"] for row in each)) if each else "" for each in cells]
+            beside = plain.get(card.name) if graph in ("model", "image") else None
+            first, second = (f"{beside['layers']:,}", _mib(beside["plan_bytes"])) if beside else ("", "")
+            yield (
+                f"| {card.family} | {name} | {first} | {' | '.join(layers)} "
+                f"| {second} | {' | '.join([*sizes, *map(_targets, cells)])} |"
+            )
     yield ""
     refused = [row for row in rows if row["message"]]
     for row in refused:
@@ -143,6 +140,10 @@ def _layers(rows: Sequence[dict[str, Any]]) -> str:
     """Of the newest plan; of those of one day, the one for most GPUs."""
     newest = max(rows, key=lambda row: (row["date"], row["target"].count("sm")), default=None)
     return f"{newest['layers']:,}" if newest else ""
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.0f}"
 
 
 def _targets(rows: Sequence[dict[str, Any]]) -> str:
