@@ -26,10 +26,13 @@ import numpy as np
 
 from saccade.benchmarks.measuring import harness, machine, peers
 from saccade.benchmarks.measuring.records import Record
+from saccade.benchmarks.reporting import png
+from saccade.benchmarks.reporting.charts import Bar, Bars
 from saccade.export import export_bundle
 
 RECORD = "speed.json"
 ENGINES = ("onnxruntime", "openvino")
+_SPELT = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 BELOW = 0.75  # of the ceiling: where the fastest peer leaves room, more is asked of us
 
 # An NViT whose widths no kernel likes, about as heavy as DeiT-S.
@@ -159,6 +162,25 @@ def summary(rows: Sequence[Row]) -> dict[str, float | None]:
     }
 
 
+def chart(rows: Sequence[Row], batch: int) -> Bars:
+    """What of the machine's ceiling each model reaches at `batch`: ours, and under it the fastest peer."""
+    bars = []
+    for each in rows:
+        if each.batch == batch and each.peer_of_ceiling:
+            reached = 100 * each.peer_of_ceiling
+            bars += [
+                Bar(each.model, (("ours", round(reached * each.ratio, 1)),), _SPELT[each.ours]),
+                Bar(f"({each.model})", (("fastest peer", round(reached, 1)),), _spelt(each.fastest_peer)),
+            ]
+    title = f"float32, batch {batch}, share of the ceiling; grey: the fastest peer"
+    return Bars(title, "%", tuple(bars), {"ours": 0, "fastest peer": 7})
+
+
+def _spelt(peer: str) -> str:
+    *plain, engine = peer.split()
+    return " ".join([*plain, _SPELT.get(engine, engine)])
+
+
 def _say(done: int, total: int, what: str) -> None:
     print(f"\r{done:>4} of {total}: {what:<70}", end="", file=sys.stderr)
 
@@ -208,6 +230,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each configuration, at least")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, required=True, help="folder for the record")
+    parser.add_argument("--png", type=Path, help="folder for charts of the whole record, one per batch")
     given = parser.parse_args()
     settings = harness.Settings(
         seconds=given.seconds, rounds=given.rounds, iterations=given.rounds, warm_up_s=2
@@ -225,6 +248,10 @@ def main() -> None:
         print("\ninterrupted: the same command goes on from here", file=sys.stderr)
     for name, ratio in summary(rows).items():
         print(f"{name}: {ratio}x")
+    if given.png:
+        given.png.mkdir(parents=True, exist_ok=True)
+        for batch in sorted({each.batch for each in rows}):
+            png.draw(chart(rows, batch), given.png / f"speed_{batch}.png", "Saccade beside its peers")
 
 
 if __name__ == "__main__":

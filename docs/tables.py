@@ -40,6 +40,7 @@ def tables() -> tuple[tuple[Path, str, str], ...]:
     """(file, marker, Markdown) of every generated table."""
     cards = [entry.card for entry in ENTRIES.values()]
     return (
+        (ROOT / "README.md", "speed", "\n".join(_speed())),
         (ROOT / "README.md", "families", "\n".join(_families(cards))),
         (ROOT / "docs" / "models.md", "models", "\n".join(_models(cards))),
         (SUPPORT, "builds", "\n".join(_builds(cards))),
@@ -53,6 +54,20 @@ def filled(text: str, marker: str, table: str) -> str:
     assert opening, f"<!-- {marker} --> is missing"
     assert closing, f"<!-- end --> is missing after {marker}"
     return f"{before}{opening}{table}\n{closing}{after}"
+
+
+def _speed() -> Iterator[str]:
+    """Milliseconds by model and batch; whoever is fastest is bold."""
+    engines = ("onnxruntime", "openvino", "torch", "torch.compile", "plain onnxruntime", "plain openvino")
+    ours = "Saccade, ONNX Runtime | Saccade, OpenVINO"
+    yield f"| model | batch | {ours} | torch | torch.compile | plain, ONNX Runtime | plain, OpenVINO |"
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|"
+    for row in _record("speed.json", "rows"):
+        times = row["median_ms"]
+        cells = [f"{times[each]:.0f}" if each in times else "failed" for each in engines]
+        fastest = f"{min(times.values()):.0f}"
+        shown = [f"**{cell}**" if cell == fastest else cell for cell in cells]
+        yield f"| `{row['model']}` | {row['batch']} | {' | '.join(shown)} |"
 
 
 def _families(cards: Sequence[Card]) -> Iterator[str]:
@@ -107,7 +122,8 @@ def _builds(cards: Sequence[Card]) -> Iterator[str]:
         row for row in _record("tensorrt_rtx_builds.json", "rows") if row["precision"] in ("fp32", "fp16")
     ]
     plain = {row["model"]: row for row in _record("tensorrt_rtx_plain_layers.json") if row["layers"]}
-    yield "| family | model | layers plain | fp32 | fp16 | MiB plain | fp32 | fp16 | fp32 for sm | fp16 for sm |"
+    heading = "layers plain | fp32 | fp16 | MiB plain | fp32 | fp16 | fp32 for sm | fp16 for sm"
+    yield f"| family | model | {heading} |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|---|---|"
     for card in cards:
         graphs = dict.fromkeys(row["graph"] for row in rows if row["model"] == card.name and row["layers"])

@@ -77,6 +77,14 @@ def test_summary_is_the_geometric_mean_where_the_peer_leaves_room() -> None:
     assert means["batch 1"] == pytest.approx(math.sqrt(1.1 * 4.0), abs=1e-3)
 
 
+def test_the_chart_has_both_as_shares_of_the_ceiling() -> None:
+    row = speed.row("m", 1, RECORDS)
+    ours, peer = speed.chart([row], 1).bars
+    assert (ours.label, ours.pieces, ours.note) == ("m", (("ours", 62.5),), "ONNX Runtime")
+    assert (peer.pieces, peer.note) == ((("fastest peer", 41.7),), "plain ONNX Runtime")
+    assert speed.chart([row], 8).bars == ()
+
+
 def test_a_row_needs_one_of_each() -> None:
     with pytest.raises(ValueError, match="empty"):
         speed.row("m", 1, RECORDS[:2])

@@ -1,4 +1,4 @@
-"""Stand-ins for what NVIDIA provides and no machine without its driver has: TensorRT, CUDA, the driver.
+"""Stand-in for TensorRT, and a machine with it, CUDA and a driver (fake_cuda.py).
 
 They keep to NVIDIA's API (test_tensorrt_api.py holds the names to it), run one small network on the host, and
 let any one call go wrong. The network: logits (batch, 10) float32 are three times the first ten numbers of
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import functools
 import json
 import sys
-from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.engines.fake_cuda import Cuda, Driver
+from tests.engines.faults import Faults, call
 
 IMAGE = (3, 4, 4)
 
@@ -26,43 +26,6 @@ IMAGE = (3, 4, 4)
 def logits(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """What the network computes."""
     return (image.reshape(len(image), -1)[:, :10] * 3).astype(np.float32)
-
-
-class Faults:
-    """Counts calls. The one numbered `at` fails by its API's sign of failure; TensorRT's bindings may also
-    raise. The driver and CUDA give codes only.
-    """
-
-    def __init__(self, at: int | None = None, raises: bool = False) -> None:
-        self.at = at
-        self.raises = raises
-        self.calls: list[str] = []
-        self.struck = ""
-
-    def strikes(self, name: str, *, bindings: bool = False) -> bool:
-        self.calls.append(name)
-        if len(self.calls) - 1 != self.at:
-            return False
-        self.struck = name
-        if self.raises and bindings:
-            raise RuntimeError(f"injected into {name}")
-        return True
-
-
-def call(bad: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A method that can be made to fail: it then gives `bad`."""
-
-    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def counted(self: Any, *arguments: Any) -> Any:
-            if self._faults.strikes(method.__name__, bindings=isinstance(self, _Object)):
-                self._complain(f"injected into {method.__name__}")
-                return bad
-            return method(self, *arguments)
-
-        return counted
-
-    return decorate
 
 
 class DataType(enum.Enum):
@@ -106,6 +69,8 @@ class IProgressMonitor:
 
 class _Object:
     """Base of the fakes: the faults, and the recorder that hears of failures."""
+
+    is_binding = True
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -505,164 +470,3 @@ class Trt:
 
     def OnnxParserRefitter(self, refitter: Any, log: Any) -> Any:
         return self._made("OnnxParserRefitter", _OnnxParserRefitter(self._world, _Network(self._world)))
-
-
-class CudaError(enum.IntEnum):
-    cudaSuccess = 0
-    cudaErrorMemoryAllocation = 2
-
-
-class Cuda:
-    """The module `cuda.bindings.runtime`. Device memory is host memory at addresses of its own."""
-
-    cudaStreamNonBlocking = 1
-
-    class cudaMemcpyKind(enum.IntEnum):
-        cudaMemcpyHostToDevice = 1
-        cudaMemcpyDeviceToHost = 2
-        cudaMemcpyDeviceToDevice = 3
-
-    class cudaStreamCaptureMode(enum.IntEnum):
-        cudaStreamCaptureModeThreadLocal = 1
-
-    def __init__(self, faults: Faults) -> None:
-        self._faults = faults
-        self._held: dict[int, Any] = {}
-        self._handles: dict[int, str] = {}
-        self._recording: dict[int, list[Callable[[], None]]] = {}
-        self._graphs: dict[int, list[Callable[[], None]]] = {}
-        self._next = 1
-        self.launches = 0
-
-    @property
-    def leaks(self) -> list[str]:
-        """What was made and not freed."""
-        return [*(f"memory {address:x}" for address in self._held), *self._handles.values()]
-
-    def _complain(self, words: str) -> None:
-        pass
-
-    def _handle(self, kind: str) -> int:
-        self._next += 1
-        self._handles[self._next] = kind
-        return self._next
-
-    def enqueue(self, stream: int, work: Callable[[], None]) -> None:
-        recording = self._recording.get(stream)
-        if recording is None:
-            work()
-        else:
-            recording.append(work)
-
-    def cudaGetErrorString(self, code: Any) -> tuple[Any, bytes]:
-        return CudaError.cudaSuccess, b"out of memory"
-
-    @call((CudaError.cudaErrorMemoryAllocation,))
-    def cudaSetDevice(self, index: int) -> tuple[Any, ...]:
-        return (CudaError.cudaSuccess,)
-
-    @call((CudaError.cudaErrorMemoryAllocation, None))
-    def cudaMalloc(self, size: int) -> tuple[Any, int]:
-        memory = ctypes.create_string_buffer(size + 256)
-        self._held[ctypes.addressof(memory)] = memory
-        return CudaError.cudaSuccess, ctypes.addressof(memory)
-
-    def cudaFree(self, address: int) -> tuple[Any, ...]:
-        del self._held[address]
-        return (CudaError.cudaSuccess,)
-
-    @call((CudaError.cudaErrorMemoryAllocation,))
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Any, stream: int) -> tuple[Any, ...]:
-        ctypes.memmove(to, source, size)
-        return (CudaError.cudaSuccess,)
-
-    @call((CudaError.cudaErrorMemoryAllocation, None))
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, int]:
-        return CudaError.cudaSuccess, self._handle("stream")
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
-        del self._handles[stream]
-        return (CudaError.cudaSuccess,)
-
-    @call((CudaError.cudaErrorMemoryAllocation,))
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
-        return (CudaError.cudaSuccess,)
-
-    @call((CudaError.cudaErrorMemoryAllocation,))
-    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any, ...]:
-        self._recording[stream] = []
-        return (CudaError.cudaSuccess,)
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, int | None]:
-        recorded = self._recording.pop(stream)  # also where it fails
-        if self._faults.strikes("cudaStreamEndCapture"):
-            return CudaError.cudaErrorMemoryAllocation, None
-        graph = self._handle("graph")
-        self._graphs[graph] = recorded
-        return CudaError.cudaSuccess, graph
-
-    def cudaGraphDestroy(self, graph: int) -> tuple[Any, ...]:
-        del self._handles[graph]
-        return (CudaError.cudaSuccess,)
-
-    @call((CudaError.cudaErrorMemoryAllocation, None))
-    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, int]:
-        executable = self._handle("executable graph")
-        self._graphs[executable] = self._graphs[graph]
-        return CudaError.cudaSuccess, executable
-
-    def cudaGraphExecDestroy(self, graph: int) -> tuple[Any, ...]:
-        del self._handles[graph]
-        return (CudaError.cudaSuccess,)
-
-    @call((CudaError.cudaErrorMemoryAllocation,))
-    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Any, ...]:
-        self.launches += 1
-        for work in self._graphs[graph]:
-            work()
-        return (CudaError.cudaSuccess,)
-
-
-class Driver:
-    """libcuda.so.1 as ctypes gives it, with one GPU of capability 9.0."""
-
-    name = b"NVIDIA H100 80GB HBM3"
-
-    def __init__(self, faults: Faults) -> None:
-        self._faults = faults
-
-    def _complain(self, words: str) -> None:
-        pass
-
-    def cuGetErrorString(self, code: int, text: Any) -> int:
-        text._obj.value = b"no CUDA-capable device is detected"
-        return 0
-
-    @call(100)
-    def cuInit(self, flags: int) -> int:
-        return 0
-
-    @call(100)
-    def cuDeviceGetCount(self, count: Any) -> int:
-        count._obj.value = 1
-        return 0
-
-    @call(100)
-    def cuDeviceGet(self, device: Any, index: int) -> int:
-        device._obj.value = index
-        return 0
-
-    @call(100)
-    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
-        name.value = self.name
-        return 0
-
-    @call(100)
-    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
-        value._obj.value = {75: 9, 76: 0}[attribute]
-        return 0
-
-    @call(100)
-    def cuDriverGetVersion(self, version: Any) -> int:
-        version._obj.value = 13010
-        return 0

@@ -12,7 +12,8 @@ from onnx import helper, numpy_helper
 
 from saccade.engines.readiness import check
 from saccade.engines.tensorrt.binding import Creator, Parser, bind
-from saccade.engines.tensorrt.operators import CHECKS, REMARKS_ONLY, operator_table
+from saccade.engines.tensorrt.checks import CHECKS, REMARKS_ONLY
+from saccade.engines.tensorrt.operators import operator_table
 from saccade.errors import EngineError
 from saccade.models.operators import DOMAIN, OPERATORS, OPSET
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engines import fake_tensorrt, tensorrt_stubs
+from tests.engines import fake_cuda, fake_tensorrt, tensorrt_stubs
 
 from saccade.engines.tensorrt import bindings, flavours
 
@@ -155,7 +155,7 @@ def test_the_stand_in_knows_no_more_than_tensorrt(stand_in: str, name: str, vers
 
 def test_the_stand_in_of_cuda_has_real_names() -> None:
     real = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-    names = {n for n in vars(fake_tensorrt.Cuda) if n.startswith("cuda")}
+    names = {n for n in vars(fake_cuda.Cuda) if n.startswith("cuda")}
     assert len(names) > 12
     assert {name for name in names if not hasattr(real, name)} == set()
     for kind in ("HostToDevice", "DeviceToHost", "DeviceToDevice"):

@@ -11,7 +11,8 @@ from typing import Any
 
 import onnx
 import pytest
-from tests.engines.fake_tensorrt import Faults, World
+from tests.engines.fake_tensorrt import World
+from tests.engines.faults import Faults
 
 from saccade.engines.engine import TensorSpec
 from saccade.engines.tensorrt import plans

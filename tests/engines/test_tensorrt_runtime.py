@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.engines.fake_tensorrt import IMAGE, IN_A_CHILD, Faults, World, logits
+from tests.engines.fake_tensorrt import IMAGE, IN_A_CHILD, World, logits
+from tests.engines.faults import Faults
 
 from saccade.engines.engine import EngineOptions, TensorSpec, open_engine
 from saccade.engines.tensorrt import plans

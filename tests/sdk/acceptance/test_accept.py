@@ -15,7 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from tests import tiny
-from tests.engines.fake_tensorrt import IMAGE, IN_A_CHILD, Faults, World, logits
+from tests.engines.fake_tensorrt import IMAGE, IN_A_CHILD, World, logits
+from tests.engines.faults import Faults
 from typer.testing import CliRunner
 
 from saccade import acceptance, bundle
