@@ -197,6 +197,13 @@ def test_weights_of_another_model(weights: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_missing_weights_are_told_before_a_model_is_made(tmp_path: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(CheckpointError, match=r"small\.pth: no such file"):
+        export_bundle("swin_small", tmp_path / "small.pth", tmp_path / "out", progress=told.append)
+    assert told == []
+
+
 def test_full_disk_leaves_nothing(weights: Path, tmp_path: Path) -> None:
     """The kernel refuses to let any file grow past 200 KB: the weights do not fit."""
     program = (

@@ -50,6 +50,8 @@ def export_bundle(
         chosen = Options(name, weights, **options)
     except TypeError as error:
         raise UsageError(f"{error}; the options are {', '.join(Options.__slots__)}") from error
+    entry = zoo.entry(name)
+    check(chosen, entry)
     try:
         from saccade import bundle
         from saccade.engines import verify
@@ -59,9 +61,6 @@ def export_bundle(
             f"exporting needs {error.name}, which is not installed: pip install 'saccade[export,cpu]'"
         ) from error
     say = progress or (lambda step: None)
-    entry = zoo.entry(name)
-    check(chosen, entry)
-
     say(f"building {name}")
     planned: Plan = importlib.import_module(TASKS[entry.card.task]).plan(chosen, entry)
     graphs = {}

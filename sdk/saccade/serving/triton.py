@@ -111,6 +111,8 @@ def write_repository(
     sources = named([os.fspath(model) for model in models])
     if not sources:
         raise UsageError("there is nothing to write: give at least one bundle")
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file: name a folder, which is made where there is none")
     read = {name: bundles.read(bundles.resolve(source)) for name, source in sources.items()}
     staging = target.absolute().with_name(f".{target.absolute().name}-{secrets.token_hex(4)}")
     try:

@@ -248,6 +248,13 @@ def test_refusals_leave_nothing(
     assert list(tmp_path.glob("*out*")) == []
 
 
+def test_a_file_is_no_repository(small: dict[str, Bundle], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="out is a file: name a folder"):
+        write_repository([str(small["classification"].path)], tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_classes_are_for_zero_shot(small: dict[str, Bundle], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--prompt 'a dog'"):
         write_repository([small["zero_shot"].path], tmp_path / "out")
