@@ -5,7 +5,7 @@
 
 Without names, every model of the zoo that has sizes of its own. Each is exported in a process of its own,
 so that time and memory are its own. A record that is already in the folder keeps the models that are not
-measured again. The bundles can then be given to `saccade.benchmarks.layer_counts`.
+measured again. The bundles can then be given to `saccade.benchmarks.tensorrt_builds`.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python docs/tables.py
 
 A status is one of the four words of the README, per model, for the full-size graph: *executed* on CPU where
-exports.json has a verified export, *built by TensorRT for RTX* where tensorrt_rtx_layers.json or
-tensorrt_rtx_builds.json has a build, *unverified* where neither is so. Rows that `saccade accept` wrote on a
-GPU are counted from benchmarks/accepted. A test holds the files to this.
+exports.json has a verified export, *built by TensorRT for RTX* where tensorrt_rtx_builds.json has a build,
+*unverified* where neither is so. Rows that `saccade accept` wrote on a GPU are counted from
+benchmarks/accepted. A test holds the files to this.
 """
 
 from __future__ import annotations
@@ -184,8 +184,7 @@ def _recorded() -> dict[str, dict[str, str]]:
     # An export whose outputs do not depend on the picture agrees with anything.
     exports = _record("exports.json")
     executed = [row["model"] for row in exports if not row["error"] and row["signal"] >= LEAST_SIGNAL]
-    built = [row["model"] for row in _record("tensorrt_rtx_layers.json") if row["built"]]
-    built += [row["model"] for row in _record("tensorrt_rtx_builds.json", "rows") if row["layers"]]
+    built = [row["model"] for row in _record("tensorrt_rtx_builds.json", "rows") if row["layers"]]
     return {"cpu": dict.fromkeys(executed, WORDS[0]), "tensorrt": dict.fromkeys(built, WORDS[1])}
 
 
