@@ -40,7 +40,7 @@ NETWORKS = ("nvit", "deepmad")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SETTINGS = ((1, 1), (2, 1), (1, 8), (2, 8))  # threads, batch
 ROUNDS = 10
-CALIBRATION_SEED, EVIDENCE_SEED = 77, 78  # no other sets of pictures have them; nothing was chosen by them
+CALIBRATION_SEED, EVIDENCE_SEED = 77, 78  # no other sets of pictures have them
 
 
 @dataclass(frozen=True, slots=True)

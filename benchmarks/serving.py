@@ -150,8 +150,6 @@ def saturation(rounds: int, seconds: float, processors: tuple[int, ...]) -> dict
             alone.append(rate)
             wall.append(load.per_second / rate)
             cpu.append(milliseconds / load.cpu_ms_per_request)
-        assert bare.stdin is not None
-        bare.stdin.close()
     return {
         "bare_per_second_by_batch": {rows: round(rate, 2) for rows, rate in rates.items()},
         "best_batch": best,
@@ -290,11 +288,20 @@ def main() -> None:
     )
     parser.add_argument("--peers", type=Path, help="folder of the other servers' environments")
     parser.add_argument("--install", action="store_true", help="make these first")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=15, help="of the comparison with the bare engine")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=5.0,
+        help="of each server's load; half of it of each turn with the bare engine",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="of the comparison with the bare engine, 2 at least"
+    )
     parser.add_argument("--answers", type=int, default=0, help="tagged answers to ask for, as 1000000")
     parser.add_argument("--out", type=Path, help="folder for the record")
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error("--rounds: two at least, for a spread")
     if arguments.install and arguments.peers:
         install(arguments.peers)
     load = os.getloadavg()[0]

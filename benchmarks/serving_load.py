@@ -95,28 +95,30 @@ async def press(port: int, request: bytes, concurrency: int, seconds: float, pid
     rush of the beginning nor the end, when there are fewer, is in it. pid: the server, counted with its
     descendants."""
     latencies: list[float] = []
-    failures, stopping = 0, False
+    failed: list[bool] = []
+    stopping = False
     connections = [await Connection.to(port) for _ in range(concurrency)]
 
     async def client(connection: Connection) -> None:
-        nonlocal failures
         while not stopping:
             asked = time.perf_counter()
             status, _ = await connection.ask(request)
             latencies.append(time.perf_counter() - asked)
-            failures += status != 200
+            failed.append(status != 200)
 
     clients = [asyncio.ensure_future(client(connection)) for connection in connections]
     while len(latencies) < concurrency and not any(each.done() for each in clients):
         await asyncio.sleep(0.005)
     first, cpu, begun = len(latencies), cpu_seconds(pid), time.perf_counter()
     await asyncio.wait(clients, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-    counted = latencies[first:]
+    counted, failures = latencies[first:], sum(failed[first:])
     wall, used = time.perf_counter() - begun, cpu_seconds(pid) - cpu
     stopping = True
     await asyncio.gather(*clients)
     for connection in connections:
         connection.close()
+    if not counted:
+        raise RuntimeError(f"no answer within {seconds:g} s")
     milliseconds = np.array(counted) * 1e3
     return Load(
         concurrency=concurrency,

@@ -96,8 +96,8 @@ class Batcher(Closing):
         """Queue `feeds`, arrays of n rows each; the future's result holds the n rows of every output.
 
         timeout_ms: from now; who is still in the queue then gets DeadlineError. `future.cancel()` takes a
-        request out of the queue. Raises OverloadedError when the queue is full, ClosedError after `close`,
-        InputError for arrays that share no first axis.
+        request out of the queue, until it is made ready for the next run. Raises OverloadedError when the
+        queue is full, ClosedError after `close`, InputError for arrays that share no first axis.
         """
         rows = _rows(feeds)
         now = time.monotonic_ns()
@@ -212,6 +212,7 @@ class Batcher(Closing):
             begun = time.monotonic_ns()
             answers = _split(self._run(feeds), rows)
         except Exception as error:  # whatever the engine raises is the answer
+            self._hand_out()  # what could not be joined holds nobody else's up
             answers = [error] * len(batch)
             failures = len(batch)
         self._count(sum(rows), failures, time.monotonic_ns() - begun)

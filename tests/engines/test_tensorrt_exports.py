@@ -140,7 +140,7 @@ def test_plugins_bind_where_the_simulator_says_and_nowhere_else(name: str, tmp_p
     said = [node.name for node in model.graph.node if bind(node, parser).kind == "plugin"]
     assert said
     command = [sys.executable, "-c", ASKED_FOR, save(model, tmp_path), *OPERATORS]
-    child = subprocess.run(command, capture_output=True, text=True)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert child.returncode == 0, child.stderr
     parsed, asked = json.loads(child.stdout.splitlines()[-1])
     assert parsed

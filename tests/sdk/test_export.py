@@ -204,6 +204,25 @@ def test_missing_weights_are_told_before_a_model_is_made(tmp_path: Path) -> None
     assert told == []
 
 
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["timm"] = None
+from saccade.errors import MissingDependency
+from saccade.export import export_bundle
+try:
+    export_bundle(sys.argv[1], None, sys.argv[2], random=True)
+except MissingDependency as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["swin_tiny", "mobileclip_s2"])
+def test_without_torch_the_error_has_the_install_line(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, name, tmp_path / "out"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "pip install 'saccade[export,cpu]'" in said
+
+
 def test_full_disk_leaves_nothing(weights: Path, tmp_path: Path) -> None:
     """The kernel refuses to let any file grow past 200 KB: the weights do not fit."""
     program = (

@@ -50,9 +50,9 @@ def export_bundle(
         chosen = Options(name, weights, **options)
     except TypeError as error:
         raise UsageError(f"{error}; the options are {', '.join(Options.__slots__)}") from error
-    entry = zoo.entry(name)
-    check(chosen, entry)
     try:
+        entry = zoo.entry(name)
+        check(chosen, entry)
         from saccade import bundle
         from saccade.engines import verify
         from saccade.engines.export import export_graph

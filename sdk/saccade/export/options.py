@@ -58,13 +58,13 @@ def check(options: Options, entry: zoo.Entry) -> None:
     """Raise UsageError for options that contradict each other or do not apply to the model, CheckpointError
     for weights that are not there."""
     name = options.name
-    tower = is_tower(entry)
     _check_mmdet(options, entry)
     if (options.weights is None) != options.random:
         raise UsageError(f"give {name} either --weights FILE or --random, for a bundle without training")
     weights = str(options.weights or "hub")
     if not is_address(weights) and not Path(weights).is_file():
         raise CheckpointError(f"{weights}: no such file")  # before torch is imported and the model made
+    tower = is_tower(entry)
     if (options.classes or options.class_matrix) and not tower:
         raise UsageError(f"{name} has classes of its own: --classes and --class-matrix are for CLIP towers")
     if options.classes and (options.class_matrix or options.labels or options.random):
