@@ -171,8 +171,8 @@ def check_feeds(feeds: Arrays, inputs: Mapping[str, TensorSpec]) -> None:
 
     A dimension with a name may have any size above zero, the same wherever the name stands.
     """
-    missing, unknown = sorted(set(inputs) - set(feeds)), sorted(set(feeds) - set(inputs))
-    if missing or unknown:
+    if feeds.keys() != inputs.keys():
+        missing, unknown = sorted(inputs.keys() - feeds.keys()), sorted(feeds.keys() - inputs.keys())
         raise InputError(f"the graph takes {sorted(inputs)}: missing {missing}, unknown {unknown}")
     sizes: dict[str, int] = {}
     for name, spec in inputs.items():

@@ -35,7 +35,7 @@ class Body:
 
     def __init__(self, size: int, tensors_at: int) -> None:
         memory = np.empty(size + _ALIGNMENT, np.uint8)  # pages that nobody writes cost nothing
-        begin = -(memory.ctypes.data + tensors_at) % _ALIGNMENT
+        begin = -(memory.__array_interface__["data"][0] + tensors_at) % _ALIGNMENT
         self.missing = size
         self._whole: memoryview | None = memory.data[begin : begin + size]
 

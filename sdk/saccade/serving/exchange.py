@@ -7,6 +7,7 @@ import json
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope
@@ -15,12 +16,13 @@ from saccade.errors import OverloadedError, SaccadeError
 from saccade.serving.refusals import BodyTooLarge, SlowRequest, Unauthorised
 from saccade.serving.settings import ServerSettings
 
-__all__ = ["WHOLE_BODY", "error_response", "header", "json_response", "read_body", "until_gone"]
+__all__ = ["WHOLE_BODY", "error_response", "header", "json_response", "read_body", "to_json", "until_gone"]
 
 T = TypeVar("T")
 # In scope["extensions"] where the server has it: an object whose `take` gives the whole body, in one piece,
 # once `receive` has given the last (empty) part of it.
 WHOLE_BODY = "saccade.body"
+to_json = json.JSONEncoder(separators=(",", ":")).encode
 _QUICK_S = 0.05  # answers that take longer are worth watching the client for
 _RETRY_AFTER_S = 1
 
@@ -109,12 +111,13 @@ class _Watch:
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """`value` as JSON."""
-    content = json.dumps(value, separators=(",", ":")).encode()
-    return Response(content, status, headers, media_type="application/json")
+    return Response(to_json(value), status, headers, media_type="application/json")
 
 
 def error_response(error: Exception) -> Response:
     """The status that the error's class has, and {"error": its message}."""
+    if isinstance(error, HTTPException):  # the router's and the form parser's
+        return json_response({"error": error.detail}, error.status_code, dict(error.headers or {}))
     status = error.http_status if isinstance(error, SaccadeError) else 500
     message = str(error) if isinstance(error, SaccadeError) else "internal error: see the server's log"
     headers: dict[str, str] = {}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hmac
 import logging
+import random
 import re
-import secrets
 import time
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from saccade.errors import SaccadeError
 from saccade.serving.exchange import error_response, header
 from saccade.serving.refusals import Unauthorised
 from saccade.serving.repository import Repository
@@ -48,6 +50,7 @@ class Gate:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         begun = time.monotonic_ns()
+        scope["app"] = self  # lets the router raise what it cannot route, which is answered here
         reply = _Reply(scope, send, self._repository)
         try:
             if scope["path"] not in _OPEN and not is_authorised(
@@ -59,7 +62,7 @@ class Gate:
         except ClientDisconnect:
             reply.status = reply.status or _GONE
         except Exception as error:
-            if not isinstance(error, Unauthorised):
+            if reply.status or not isinstance(error, SaccadeError | HTTPException):
                 logger.exception("internal error", extra={"request_id": reply.request_id})
             if not reply.status:
                 await error_response(error)(scope, receive, reply.send)
@@ -73,7 +76,7 @@ class _Reply:
 
     def __init__(self, scope: Scope, send: Send, repository: Repository) -> None:
         given = header(scope, b"x-request-id")
-        self.request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        self.request_id = given if _ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
         traced = header(scope, b"traceparent")
         self.traceparent = traced if _TRACEPARENT.fullmatch(traced) else ""
         self.status = 0

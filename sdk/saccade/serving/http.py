@@ -11,17 +11,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, Router
 from starlette.types import Receive, Scope, Send
 
-from saccade.errors import InputError, SaccadeError
+from saccade.errors import InputError
 from saccade.serving import description
-from saccade.serving.exchange import error_response, header, json_response, read_body, until_gone
+from saccade.serving.exchange import header, json_response, read_body, until_gone
 from saccade.serving.gate import Gate
 from saccade.serving.http_codec import compress, decode, decompress, encode, parse_json
 from saccade.serving.inference import infer
@@ -37,7 +35,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def create_app(
     repository: Repository, settings: ServerSettings, memory: SharedMemory | None = None
-) -> Starlette:
+) -> Router:
     """Everything the server offers over HTTP. memory: the shared-memory regions, where gRPC has them too."""
     from saccade.serving.metrics import metrics_routes
     from saccade.serving.page import page_routes
@@ -50,13 +48,8 @@ def create_app(
         *metrics_routes(repository),
         *page_routes(),
     ]
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(Gate, repository=repository, settings=settings)],
-        exception_handlers={SaccadeError: _refused, HTTPException: _unroutable},
-    )
-    app.router.redirect_slashes = False  # a path is right or it is not
-    return app
+    gate = Middleware(Gate, repository=repository, settings=settings)
+    return Router(routes, redirect_slashes=False, middleware=[gate])  # a path is right or it is not
 
 
 class _Protocol:
@@ -110,13 +103,17 @@ class _Protocol:
         work = infer(self._repository, path["name"], path.get("version", ""), request)
         outputs = await until_gone(work, receive)
         content, json_length = encode(path["name"], request, outputs, self._memory)
-        headers = {} if json_length is None else {"Inference-Header-Content-Length": str(json_length)}
-        accepted = header(scope, b"accept-encoding")
-        content, packed = compress(content, accepted)
+        content, packed = compress(content, header(scope, b"accept-encoding"))
+        headers = [(b"content-length", b"%d" % len(content))]
+        if json_length is None:
+            headers.append((b"content-type", b"application/json"))
+        else:
+            headers.append((b"content-type", b"application/octet-stream"))
+            headers.append((b"inference-header-content-length", b"%d" % json_length))
         if packed:
-            headers["Content-Encoding"] = packed
-        kind = "application/json" if json_length is None else "application/octet-stream"
-        await Response(content, 200, headers, media_type=kind)(scope, receive, send)
+            headers.append((b"content-encoding", packed.encode()))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
 
     async def live(self, request: Request) -> Response:
         return Response()
@@ -214,12 +211,3 @@ def _json_length(scope: Scope) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 16):
         raise InputError(f"Inference-Header-Content-Length is {text[:32]!r}, not a whole number")
     return int(text)
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    return error_response(error)
-
-
-async def _unroutable(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return json_response({"error": error.detail}, error.status_code, dict(error.headers or {}))

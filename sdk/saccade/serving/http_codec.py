@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from saccade.errors import InputError
+from saccade.serving.exchange import to_json
 from saccade.serving.refusals import BodyTooLarge
 from saccade.serving.repository import VERSION
 from saccade.serving.shared_memory import SharedMemory
@@ -63,7 +64,7 @@ def compress(body: bytes, accepted: str) -> tuple[bytes, str]:
 def parse_json(text: bytes | memoryview) -> dict[str, Any]:
     """A JSON object; InputError for anything else."""
     try:
-        value = json.loads(bytes(text))
+        value = json.loads(str(text, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
@@ -129,7 +130,7 @@ def encode(
     head: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": entries}
     if request.id:
         head["id"] = request.id
-    text = json.dumps(head, separators=(",", ":")).encode()
+    text = to_json(head).encode()
     return (b"".join([text, *tail]), len(text)) if tail else (text, None)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
@@ -48,11 +48,27 @@ def patience_ms(asked: float | None, repository: Repository) -> float:
 
 async def answer(future: Future[T], timeout_ms: float) -> T:
     """The future's result; DeadlineError when the time is over, however long the engine goes on."""
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not over.done():
+            over.set_result(None)
+
+    def arrive(_: Future[T]) -> None:
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(wake)
+
+    timer = loop.call_later(timeout_ms / 1e3, wake)
+    future.add_done_callback(arrive)
     try:
-        async with asyncio.timeout(timeout_ms / 1e3):
-            return await asyncio.wrap_future(future)
-    except TimeoutError:
-        raise DeadlineError(f"no answer within {timeout_ms:g} ms") from None
+        await over
+        if future.done():
+            return future.result()
+    finally:
+        timer.cancel()
+        future.cancel()
+    raise DeadlineError(f"no answer within {timeout_ms:g} ms")
 
 
 def wanted(requested: Sequence[Requested], outputs: Mapping[str, TensorSpec]) -> list[str]:
