@@ -7,12 +7,15 @@ rows do not hang on a rounding: those must be found, with nearly the same number
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays
 
-__all__ = ["OUTPUTS", "differences", "is_reference", "partners"]
+__all__ = ["OUTPUTS", "Agreement", "agreement", "differences", "is_reference", "partners"]
 
 OUTPUTS = ("boxes", "scores", "labels", "count")  # of a detector's graph; masks where it gives them
 NEAR = 0.02  # how far edges of the same box may be apart, as a share of its longer side and 50 pixels
@@ -61,3 +64,38 @@ def differences(expected: Arrays, actual: Arrays) -> dict[str, float]:
             largest = np.inf if (rows < 0).any() else float(apart.max(initial=0.0))
             worst[name] = float(np.fmax(worst[name], largest)) if largest == largest else np.inf
     return worst
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What two arithmetics answer to the same pictures. rows: of the first; found: by the second too; more:
+    rows that only the second has. score, edge_px: the largest differences of what both found."""
+
+    rows: int = 0
+    found: int = 0
+    more: int = 0
+    score: float = 0.0
+    edge_px: float = 0.0
+
+
+def agreement(answers: Iterable[tuple[Arrays, Arrays]]) -> Agreement:
+    """Pair by pair, picture by picture; nothing is asked for, unlike in `differences`."""
+    rows = found = more = 0
+    score = edge_px = 0.0
+    for first, second in answers:
+        for picture in range(len(first["count"])):
+            one, other = (
+                {name: each[name][picture][: int(each["count"][picture])] for name in OUTPUTS[:3]}
+                for each in (first, second)
+            )
+            if not len(one["scores"]) or not len(other["scores"]):
+                rows, more = rows + len(one["scores"]), more + len(other["scores"])
+                continue
+            places = partners(one, other)
+            both = places >= 0
+            rows, found = rows + len(both), found + int(both.sum())
+            more += int((partners(other, one) < 0).sum())
+            apart = {name: np.abs(one[name][both] - other[name][places[both]]) for name in OUTPUTS[:2]}
+            score = max(score, float(apart["scores"].max(initial=0.0)))
+            edge_px = max(edge_px, float(apart["boxes"].max(initial=0.0)))
+    return Agreement(rows, found, more, score, edge_px)

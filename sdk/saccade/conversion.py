@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 from saccade import bundle as bundles
 from saccade.bundle import Bundle
 from saccade.engines.conformance import Sample
+from saccade.engines.detections import Agreement, agreement
 from saccade.engines.engine import TensorSpec, open_engine
 from saccade.errors import BundleError, ExportError, MissingDependency, UsageError
 
@@ -145,6 +146,8 @@ def _convert(
     progress(f"comparing {precision} with float32")
     paths = {each.path.name: each.path for each in written.values()}
     evidence = _evidence(found, precision, held, paths, features)
+    if features:
+        evidence["detections"] = _detections(watched, found, samples)
     return _Made(files, derived, evidence)
 
 
@@ -248,9 +251,26 @@ def _evidence(
     }
 
 
+def _detections(source: onnx.ModelProto, found: Search, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What float32 finds in the samples beside what the precision, emulated, finds."""
+    from saccade.engines.islands import OPSET
+    from saccade.engines.passes.rounding import emulate
+    from saccade.engines.scratch import opened
+
+    with opened(source) as exact, opened(emulate(found.converted.model, OPSET)) as rounded:
+        answers = [(exact.run(each.inputs), rounded.run(each.inputs)) for each in samples]
+    return asdict(agreement(answers))
+
+
 def float32_nodes(bundle: Bundle) -> dict[str, dict[str, list[str]]]:
     """For every graph of a lower precision in `bundle`: the nodes that stay float32, by the reason."""
     return {graph: each["float32_nodes"] for graph, each in report_of(bundle)["precisions"].items()}
+
+
+def detections(bundle: Bundle) -> dict[str, Agreement]:
+    """For every graph of a detector in a lower precision: what it finds beside what float32 finds."""
+    found = {graph: each.get("detections") for graph, each in report_of(bundle)["precisions"].items()}
+    return {graph: Agreement(**each) for graph, each in found.items() if each}
 
 
 def manifest_of(bundle: Bundle) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from saccade.engines.conformance import Sample, differences
+from saccade.engines.detections import Agreement, agreement
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -93,3 +94,31 @@ def test_a_sample_of_a_detector_compares_by_rows() -> None:
         "scores",
         "masks",
     ]
+
+
+NOTHING: list[tuple[float, float, int]] = []
+PAIRS = [
+    (ROWS, ROWS[::-1], (3, 3, 0, 0.0, 0.0)),
+    (ROWS, [(10.5, 0.75, 1), (60.0, 0.8, 1)], (3, 2, 0, 0.15, 0.5)),
+    (ROWS[:1], [*ROWS, (90.0, 0.5, 4)], (1, 1, 3, 0.0, 0.0)),
+    (ROWS, NOTHING, (3, 0, 0, 0.0, 0.0)),
+    (NOTHING, ROWS, (0, 0, 3, 0.0, 0.0)),
+    (NOTHING, NOTHING, (0, 0, 0, 0.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "expected"), PAIRS)
+def test_agreement_counts_what_both_found(
+    first: list[tuple[float, float, int]],
+    second: list[tuple[float, float, int]],
+    expected: tuple[int, int, int, float, float],
+) -> None:
+    seen = agreement([(found(first), found(second))])
+    assert (seen.rows, seen.found, seen.more) == expected[:3]
+    assert (seen.score, seen.edge_px) == pytest.approx(expected[3:], abs=1e-6)
+
+
+def test_agreement_is_summed_over_pictures_and_only_shown_rows_count() -> None:
+    hidden = found(ROWS, count=1)
+    both = agreement([(hidden, hidden), (found(ROWS), found(ROWS[1:]))])
+    assert both == Agreement(rows=4, found=3)

@@ -55,6 +55,8 @@ def test_every_precision_has_its_form_and_was_compared(low: Bundle) -> None:
     low_rows = report["precisions"]["model.fp16.onnx"]["comparisons"]
     ran = [row for row in low_rows if row["file"] == "model.fp16.tensorrt.onnx"]
     assert {row["arithmetic"] for row in ran} == {"onnxruntime"}
+    answers = report["precisions"]["model.fp16.onnx"]["detections"]
+    assert 0 < answers["found"] <= answers["rows"]
     assert all(row["agrees"] for row in ran)
 
 

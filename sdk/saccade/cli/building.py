@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,16 +126,23 @@ def convert(
     Example: saccade convert my_bundle --precision fp16 --precision bf16 --out my_bundle_low
     """
     from saccade.conversion import convert as make
-    from saccade.conversion import float32_nodes
+    from saccade.conversion import detections, float32_nodes
 
     with working(f"converting {bundle}") as say:
         made = make(bundle, precision, destination, pictures=pictures, progress=say)
     if as_json:
-        return print_json({"bundle": str(made.path), "name": made.name, "float32_nodes": float32_nodes(made)})
+        found = {graph: asdict(seen) for graph, seen in detections(made).items()}
+        report = {"bundle": str(made.path), "name": made.name, "float32_nodes": float32_nodes(made)}
+        return print_json(report | ({"detections": found} if found else {}))
     out.print(f"wrote {escape(str(made.path))}{untrained_mark(made.untrained)}")
     for graph, reasons in float32_nodes(made).items():
         counts = ", ".join(f"{len(nodes)} {reason}" for reason, nodes in reasons.items())
         out.print(f"{graph}: stay float32: {counts or 'no nodes'} (verify.json names them)")
+    for graph, seen in detections(made).items():
+        out.print(
+            f"{graph}: emulated, it finds {seen.found} of the {seen.rows} objects that float32 finds, and "
+            f"{seen.more} others; scores at most {seen.score:.2g} apart, edges {seen.edge_px:.2g} px"
+        )
 
 
 @app.command()
