@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays, EngineOptions, TensorSpec, check_feeds
 from saccade.engines.lifetime import Closing, Owned
-from saccade.errors import EngineError, MissingDependency
+from saccade.errors import EngineError, InputError, MissingDependency
 
 _SILENT = 4  # severity; what goes wrong arrives as an exception, once
 _BOUNDED_SPINNING = (1, 31)  # the release it was measured with; one without a bound would spin on
@@ -41,6 +41,7 @@ class OnnxRuntimeEngine(Closing):
             )
         self.inputs = {node.name: _spec(node) for node in session.get_inputs()}
         self.outputs = {node.name: _spec(node) for node in session.get_outputs()}
+        self._invalid = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
         self._session = Owned(session, f"the ONNX Runtime engine of {path.name}")
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
@@ -50,6 +51,8 @@ class OnnxRuntimeEngine(Closing):
         names = list(self.outputs)
         try:
             values = session.run(names, {name: np.ascontiguousarray(feed) for name, feed in feeds.items()})
+        except self._invalid as error:
+            raise InputError(f"ONNX Runtime cannot run {self._name} on this: {_reason(error)}") from error
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on {self._name}: {_reason(error)}") from error
         return dict(zip(names, values, strict=True))

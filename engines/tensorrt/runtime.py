@@ -239,7 +239,7 @@ class _Lane:
         self._forget()
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise self._opened.failure(f"input {name!r} cannot have shape {shape}")
+                raise InputError(str(self._opened.failure(f"input {name!r} cannot have shape {shape}")))
 
     def _shape(self, name: str) -> Shape:
         shape = tuple(self._context.get_tensor_shape(name))
