@@ -22,30 +22,32 @@ from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays
 from saccade.engines.lifetime import Closing
-from saccade.errors import ClosedError, DeadlineError, EngineError, InputError, OverloadedError, UsageError
+from saccade.errors import ClosedError, DeadlineError, EngineError, InputError, OverloadedError
+from saccade.ranges import DAY_S, Range
 
 __all__ = ["Batcher", "Limits", "Statistics"]
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
 Answer: TypeAlias = "tuple[Future[Outputs], Outputs | Exception]"
 Bucket: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
+_MOST_ROWS = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """max_rows: of one run; a request with more runs alone. max_delay_ms: how long a request waits for
-    company while the engine is free. max_queue_rows: beyond them a request is refused (OverloadedError)."""
+    company while the engine is free, a day at most. max_queue_rows: beyond them a request is refused
+    (OverloadedError). UsageError for what cannot be."""
 
     max_rows: int = 8
     max_delay_ms: float = 0.0
     max_queue_rows: int = 256
 
     def __post_init__(self) -> None:
-        if self.max_rows < 1 or self.max_delay_ms < 0 or self.max_queue_rows < self.max_rows:
-            raise UsageError(
-                f"{self}: a run has at least one row, the delay is not negative, and the queue holds at "
-                "least one full run"
-            )
+        Range(1, _MOST_ROWS, whole=True).check("max_rows", self.max_rows)
+        Range(0, 1000 * DAY_S).check("max_delay_ms", self.max_delay_ms)
+        # The queue holds at least one full run.
+        Range(self.max_rows, _MOST_ROWS, whole=True).check("max_queue_rows", self.max_queue_rows)
 
 
 @dataclass(slots=True)

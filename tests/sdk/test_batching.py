@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -230,7 +231,27 @@ def test_arrays_without_common_rows_are_refused(feeds: dict[str, Any]) -> None:
         batcher.submit(feeds)
 
 
-@pytest.mark.parametrize("wrong", [{"max_rows": 0}, {"max_delay_ms": -1.0}, {"max_queue_rows": 7}])
-def test_limits_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"Limits\("):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_rows": 0}, "max_rows is 0; it must be a whole number from 1 to "),
+        ({"max_rows": 1.5}, "max_rows is 1.5"),
+        ({"max_rows": "8"}, "max_rows is '8'"),
+        ({"max_delay_ms": -1.0}, "max_delay_ms is -1.0; it must be a number from 0 to 86400000"),
+        ({"max_delay_ms": math.inf}, "max_delay_ms is inf"),
+        ({"max_delay_ms": math.nan}, "max_delay_ms is nan"),
+        ({"max_queue_rows": 7}, "max_queue_rows is 7; it must be a whole number from 8 to "),
+        ({"max_queue_rows": True}, "max_queue_rows is True"),
+    ],
+)
+def test_limits_that_cannot_work_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         Limits(**wrong)
+
+
+def test_the_longest_delay_can_be_waited() -> None:
+    with Batcher(add, Limits(max_rows=2, max_delay_ms=86_400_000)) as batcher:
+        waiting = batcher.submit(tagged(1), timeout_ms=86_400_000)
+        assert not wait([waiting], 0.1).done
+        company = batcher.submit(tagged(2))
+        assert [each.result(30)["tag"][0] for each in (waiting, company)] == [1, 2]

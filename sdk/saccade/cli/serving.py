@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from saccade.serving.server import Server
 
 _MIB = 2**20
+_MOST_MIB = 2048  # gRPC takes no larger messages
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -92,7 +93,7 @@ def serve(
         batching=Limits(max_batch, delay, max_queue),
         request_timeout_ms=timeout * 1e3,
         drain_s=drain,
-        max_body_bytes=int(max_body * _MIB),
+        max_body_bytes=_bytes(max_body),
         max_picture_pixels=max_pixels,
         token=token,
         tls_certificate=tls_certificate,
@@ -102,6 +103,12 @@ def serve(
         tracing=trace,
     )
     run(settings, named(bundles), started=lambda server: _announce(server, as_json))
+
+
+def _bytes(mebibytes: float) -> int:
+    if not 0 < mebibytes < _MOST_MIB:  # so that it is neither infinite nor NaN
+        raise UsageError(f"--max-body is {mebibytes}; it must be more than 0 and less than {_MOST_MIB} MiB")
+    return int(mebibytes * _MIB)
 
 
 def _announce(server: Server, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from saccade.batching import Limits
 from saccade.errors import EngineError, MissingDependency, UsageError
 from saccade.serving.http import create_app
 from saccade.serving.repository import Repository, named
-from saccade.serving.settings import ServerSettings
+from saccade.serving.settings import TEXTS, ServerSettings
 
 __all__ = ["app"]
 
@@ -48,8 +48,8 @@ def app(args: Mapping[str, Any]) -> Any:
     """The application for `serve run`, `serve build` and configuration files: a `ray.serve.Application`.
 
     args: `bundles`, a list, or a text with commas: BUNDLE or NAME=BUNDLE, which every node must find under
-    that path or name; and fields of `ServerSettings` and of its `Limits`, as values or as text. Raises
-    UsageError for what is unknown or cannot be.
+    that path or name; and fields of `ServerSettings` and of its `Limits`, as values, or as the text of a
+    number, true, false or null. Raises UsageError for what is unknown or cannot be.
     """
     bundles, settings = _read(args)
     try:
@@ -91,9 +91,8 @@ def _builder(bundles: Sequence[str], settings: ServerSettings) -> Callable[[], S
 
 
 def _read(args: Mapping[str, Any]) -> tuple[list[str], ServerSettings]:
-    given = {name: _value(value) for name, value in args.items() if name != "bundles"}
-    bundles = args.get("bundles", [])
-    listed = [each for each in bundles.split(",") if each] if isinstance(bundles, str) else list(bundles)
+    given = {name: _value(name, value) for name, value in args.items() if name != "bundles"}
+    listed = _listed(args.get("bundles", []))
     if not listed:
         raise UsageError("there is nothing to serve: bundles=digits-stvit, or a list in the file")
     unknown = sorted(set(given) - _LIMITS - _SETTINGS)
@@ -107,11 +106,19 @@ def _read(args: Mapping[str, Any]) -> tuple[list[str], ServerSettings]:
     return listed, ServerSettings(batching=limits, **settings)
 
 
-def _value(value: Any) -> Any:
-    """Texts of a command line as what they say: numbers, true, false, null; the rest are texts."""
-    if not isinstance(value, str):
+def _listed(bundles: Any) -> list[str]:
+    if isinstance(bundles, str):
+        return [each for each in bundles.split(",") if each]
+    if not isinstance(bundles, list | tuple) or not all(isinstance(each, str) for each in bundles):
+        raise UsageError(f"bundles is {bundles!r}; it must be a text with commas, or a list of texts")
+    return list(bundles)
+
+
+def _value(name: str, value: Any) -> Any:
+    """Texts of a command line as what they say: numbers, true, false, null. Fields that are text stay it."""
+    if name in TEXTS or not isinstance(value, str):
         return value
     try:
         return json.loads(value)
-    except ValueError:
-        return value
+    except (ValueError, RecursionError):
+        return value  # no field takes it, and the error shows it

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from saccade.batching import Limits
 from saccade.engines.engine import EngineOptions
 from saccade.errors import UsageError
+from saccade.ranges import DAY_S, Range
 
-__all__ = ["ServerSettings"]
+__all__ = ["TEXTS", "ServerSettings"]
 
+TEXTS = frozenset({"host", "engine", "device", "precision", "token"})  # the fields that are text
 _MIB = 2**20
 _HIGHEST_PORT = 65535
 
@@ -59,17 +62,20 @@ class ServerSettings:
     tracing: bool = False
 
     def __post_init__(self) -> None:
+        for name, numbers in _NUMBERS.items():
+            if getattr(self, name) is not None or name not in _OPTIONAL:
+                numbers.check(name, getattr(self, name))
+        for name in sorted(TEXTS - _OPTIONAL):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be text")
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         EngineOptions(self.device, self.threads)  # refuses what cannot be
-        for name, port in (("http_port", self.http_port), ("grpc_port", self.grpc_port)):
-            if port is not None and not 0 <= port <= _HIGHEST_PORT:
-                raise UsageError(f"{name} is {port}; a port is 0 (any free one) to {_HIGHEST_PORT}")
         if self.http_port and self.http_port == self.grpc_port:
             raise UsageError(f"http_port and grpc_port are both {self.http_port}: give two ports")
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be greater than 0")
-        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token):
-            raise UsageError("the token must be printable ASCII, at least one character")
+        if self.token is not None and not _is_token(self.token):
+            raise UsageError("the token must be text of printable ASCII, at least one character")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise UsageError("TLS takes a certificate and its key: give both files, or none")
         for file in (self.tls_certificate, self.tls_key):
@@ -81,12 +87,22 @@ class ServerSettings:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
 
-_POSITIVE = (
-    "request_timeout_ms",
-    "upload_timeout_ms",
-    "drain_s",
-    "max_body_bytes",
-    "max_picture_pixels",
-    "max_waiting_pictures",
-    "max_connections",
-)
+def _is_token(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isprintable() and value != ""
+
+
+_MOST = 2**31 - 1  # what gRPC takes as the size of a message
+_NUMBERS: Mapping[str, Range] = {
+    "http_port": Range(0, _HIGHEST_PORT, whole=True),
+    "grpc_port": Range(0, _HIGHEST_PORT, whole=True),
+    "threads": Range(1, 1024, whole=True),
+    "request_timeout_ms": Range(1, 1000 * DAY_S),
+    "upload_timeout_ms": Range(1, 1000 * DAY_S),
+    "drain_s": Range(0.1, DAY_S),
+    "max_body_bytes": Range(1, _MOST, whole=True),
+    "max_picture_pixels": Range(1, _MOST, whole=True),
+    "max_waiting_pictures": Range(1, 2**20, whole=True),
+    "max_connections": Range(1, 2**20, whole=True),
+}
+_SWITCHES = ("prove", "shared_memory", "control", "tracing")
+_OPTIONAL = frozenset({"grpc_port", "threads", "token"})

@@ -50,13 +50,31 @@ pytestmark = [
         ({"bundles": "a b"}, "cannot name a model"),
         ({"bundles": MODEL, "threds": "1"}, "unknown threds; there are bundles, "),
         ({"bundles": MODEL, "http_port": "80"}, "unknown http_port"),
-        ({"bundles": MODEL, "max_rows": "0"}, "at least one row"),
+        ({"bundles": 5}, "bundles is 5; it must be a text with commas, or a list of texts"),
+        ({"bundles": [MODEL, 5]}, "it must be a text with commas, or a list of texts"),
+        ({"bundles": {MODEL: MODEL}}, "it must be a text with commas, or a list of texts"),
+        ({"bundles": MODEL, "max_rows": "0"}, "max_rows is 0"),
+        ({"bundles": MODEL, "max_delay_ms": "Infinity"}, "max_delay_ms is inf"),
         ({"bundles": [MODEL], "threads": -1}, "threads is -1"),
+        ({"bundles": [MODEL], "threads": "two"}, "threads is 'two'; it must be a whole number"),
+        ({"bundles": [MODEL], "threads": "[" * 100_000}, "it must be a whole number"),
+        ({"bundles": MODEL, "max_body_bytes": "64MB"}, "max_body_bytes is '64MB'"),
+        ({"bundles": MODEL, "control": "no"}, "control is 'no'; it must be true or false"),
+        ({"bundles": MODEL, "token": 1234}, "the token must be text"),
+        ({"bundles": MODEL, "engine": ["onnxruntime"]}, "it must be text"),
     ],
 )
 def test_refused_arguments(args: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ray_serve.app(args)
+
+
+def test_texts_say_numbers_but_where_text_is_meant() -> None:
+    texts = {"threads": "2", "max_delay_ms": "1.5", "control": "false", "token": "1234"}
+    bundles, settings = ray_serve._read({"bundles": f"{MODEL},other={MODEL}", **texts})
+    assert bundles == [MODEL, f"other={MODEL}"]
+    assert (settings.threads, settings.batching.max_delay_ms) == (2, 1.5)
+    assert (settings.control, settings.token) == (False, "1234")
 
 
 def test_ray_is_asked_for_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
