@@ -79,7 +79,8 @@ class Batcher(Closing):
     """Runs `run` on joined requests in a thread of its own. Thread-safe; use it in a `with`, or close it.
 
     run: takes arrays by name that share their first axis, and returns arrays whose first axis is the same.
-    `Engine.run` is one. An exception that it raises reaches everyone whose rows were in the run.
+    `Engine.run` is one. Requests of a run that fails are run one by one: what it raises then is the answer
+    of whom it concerns.
     """
 
     def __init__(self, run: Callable[[Arrays], Mapping[str, NDArray[Any]]], limits: Limits | None = None):
@@ -108,7 +109,9 @@ class Batcher(Closing):
         with self._state:
             if self._closing:
                 raise ClosedError("the batcher is closed")
-            if self._queued_rows and self._queued_rows + rows > self.limits.max_queue_rows:
+            if self._is_full(rows):
+                self._drop_dead()
+            if self._is_full(rows):
                 self._statistics.refused += 1
                 raise OverloadedError(
                     f"{self._queued_rows} rows are waiting and {self.limits.max_queue_rows} may: "
@@ -175,6 +178,31 @@ class Batcher(Closing):
                     self._state.wait(waiting / 1e9)
             return []
 
+    def _is_full(self, rows: int) -> bool:
+        return bool(self._queued_rows) and self._queued_rows + rows > self.limits.max_queue_rows
+
+    def _drop_dead(self) -> None:
+        """Take out whom nobody waits for any more."""
+        now = time.monotonic_ns()
+        for bucket, queue in list(self._buckets.items()):
+            self._buckets[bucket] = alive = deque(each for each in queue if not self._is_dead(each, now))
+            if not alive:
+                del self._buckets[bucket]
+
+    def _is_dead(self, request: _Request, now: int) -> bool:
+        """Whether `request`, which waited until now, was cancelled or is late: it is counted and told."""
+        late = request.deadline_ns is not None and now > request.deadline_ns
+        if not late and not request.future.cancelled():
+            return False
+        self._queued_rows -= request.rows
+        if not request.future.set_running_or_notify_cancel():
+            self._statistics.cancelled += 1
+        else:
+            self._statistics.expired += 1
+            waited = (now - request.queued_ns) / 1e6
+            request.future.set_exception(DeadlineError(f"still queued after {waited:.0f} ms: too late"))
+        return True
+
     def _patience_ns(self, queue: Sequence[_Request]) -> int:
         """How long its first request would still wait for company; 0 where a run is full."""
         if sum(request.rows for request in queue) >= self.limits.max_rows:
@@ -187,13 +215,11 @@ class Batcher(Closing):
         now = time.monotonic_ns()
         while queue and (not batch or rows + queue[0].rows <= self.limits.max_rows):
             request = queue.popleft()
+            if self._is_dead(request, now):
+                continue
             self._queued_rows -= request.rows
-            if not request.future.set_running_or_notify_cancel():
+            if not request.future.set_running_or_notify_cancel():  # cancelled this very moment
                 self._statistics.cancelled += 1
-            elif request.deadline_ns is not None and now > request.deadline_ns:
-                self._statistics.expired += 1
-                waited = (now - request.queued_ns) / 1e6
-                request.future.set_exception(DeadlineError(f"still queued after {waited:.0f} ms: too late"))
             else:
                 self._statistics.queue_ns += now - request.queued_ns
                 batch.append(request)
@@ -215,8 +241,12 @@ class Batcher(Closing):
             answers = _split(self._run(feeds), rows)
         except Exception as error:  # whatever the engine raises is the answer
             self._hand_out()  # what could not be joined holds nobody else's up
-            answers = [error] * len(batch)
-            failures = len(batch)
+            if len(batch) > 1:
+                for request in batch:
+                    self._answer([request])
+                return
+            answers = [error]
+            failures = 1
         self._count(sum(rows), failures, time.monotonic_ns() - begun)
         self._answers.extend(zip((request.future for request in batch), answers, strict=True))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -22,7 +22,6 @@ T = TypeVar("T")
 # In scope["extensions"] where the server has it: an object whose `take` gives the whole body, in one piece,
 # once `receive` has given the last (empty) part of it.
 WHOLE_BODY = "saccade.body"
-to_json = json.JSONEncoder(separators=(",", ":")).encode
 _QUICK_S = 0.05  # answers that take longer are worth watching the client for
 _RETRY_AFTER_S = 1
 
@@ -107,6 +106,11 @@ class _Watch:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.gone = self._watched.cancel()
+
+
+def to_json(value: Any) -> bytes:
+    """`value` as JSON; what is no finite number is null, since JSON has no word for it."""
+    return orjson.dumps(value)
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

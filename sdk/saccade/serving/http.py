@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -30,6 +32,7 @@ from saccade.serving.shared_memory import SharedMemory
 
 __all__ = ["create_app"]
 
+_MAX_CONTROL = 2**16  # bytes of a request that is no inference
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -57,6 +60,7 @@ class _Protocol:
 
     def __init__(self, repository: Repository, settings: ServerSettings, memory: SharedMemory) -> None:
         self._repository, self._settings, self._memory = repository, settings, memory
+        self._small = replace(settings, max_body_bytes=min(settings.max_body_bytes, _MAX_CONTROL))
 
     def routes(self) -> list[BaseRoute]:
         """The busiest first: routes are tried in their order."""
@@ -98,11 +102,13 @@ class _Protocol:
         encoding = header(scope, b"content-encoding")
         if encoding:
             body = await asyncio.to_thread(decompress, body, encoding, self._settings.max_body_bytes)
-        request = decode(body, _json_length(scope), self._memory)
         path = scope["path_params"]
-        work = infer(self._repository, path["name"], path.get("version", ""), request)
+        name, version = path["name"], path.get("version", "")
+        self._repository.model(name, version)  # before its tensors are read
+        request = decode(body, _json_length(scope), self._memory)
+        work = infer(self._repository, name, version, request)
         outputs = await until_gone(work, receive)
-        content, json_length = encode(path["name"], request, outputs, self._memory)
+        content, json_length = encode(name, request, outputs, self._memory)
         content, packed = compress(content, header(scope, b"accept-encoding"))
         headers = [(b"content-length", b"%d" % len(content))]
         if json_length is None:
@@ -161,6 +167,8 @@ class _Protocol:
                 "models are not loaded or unloaded by requests: the server runs with --no-control"
             )
         parameters = (await self._json(request)).get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise InputError("parameters must be a JSON object")
         if set(parameters) - {"unload_dependents"}:
             raise InputError("a bundle is loaded as it is: configurations and files cannot be sent")
 
@@ -182,11 +190,19 @@ class _Protocol:
         return json_response({})
 
     async def unregister(self, request: Request) -> Response:
+        await self._json(request)
         self._memory.unregister(request.path_params.get("region", ""))
         return json_response({})
 
     async def _json(self, request: Request) -> dict[str, Any]:
-        body = await read_body(request.scope, request.receive, self._settings)
+        """The body of a request that is no inference. Forbidden for those that a page of another site sends:
+        browsers ask nobody before they send these."""
+        origin = request.headers.get("origin")
+        if origin and urlsplit(origin).netloc != request.headers.get("host"):
+            raise Forbidden(
+                f"this comes from a page of {origin[:128]}: only the server's own page may ask for it"
+            )
+        body = await read_body(request.scope, request.receive, self._small)
         return parse_json(body) if body else {}
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
 from numpy.typing import NDArray
 
 from saccade.errors import InputError
@@ -17,6 +17,7 @@ from saccade.serving.shared_memory import SharedMemory
 from saccade.serving.tensors import (
     InferRequest,
     Requested,
+    check_names,
     checked_dtype,
     checked_shape,
     datatype_of,
@@ -64,7 +65,7 @@ def compress(body: bytes, accepted: str) -> tuple[bytes, str]:
 def parse_json(text: bytes | memoryview) -> dict[str, Any]:
     """A JSON object; InputError for anything else."""
     try:
-        value = json.loads(str(text, "utf-8"))
+        value = orjson.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
@@ -81,15 +82,13 @@ def decode(body: bytes | memoryview, json_length: int | None, memory: SharedMemo
     parameters = _object(given.get("parameters"), "parameters")
     entries = _objects(given.get("inputs"), "inputs")
     reader = _Reader(memoryview(body), length, memory)
-    inputs: dict[str, NDArray[Any]] = {}
-    for entry in entries:
-        name = _text(entry.get("name"), "the name of an input")
-        if name in inputs:
-            raise InputError(f"input {name!r} is given twice")
-        inputs[name] = reader.tensor(name, entry)
+    names = [_text(entry.get("name"), "the name of an input") for entry in entries]
+    check_names(names, "input")
+    inputs = {name: reader.tensor(name, entry) for name, entry in zip(names, entries, strict=True)}
     if reader.place != len(body):
         raise InputError(f"{len(body) - reader.place} bytes follow the last binary tensor")
     outputs = [] if given.get("outputs") is None else _objects(given["outputs"], "outputs")
+    check_names([_text(entry.get("name"), "the name of an output") for entry in outputs], "output")
     binary = _flag(parameters, "binary_data_output")
     return InferRequest(
         inputs=inputs,
@@ -130,7 +129,7 @@ def encode(
     head: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": entries}
     if request.id:
         head["id"] = request.id
-    text = to_json(head).encode()
+    text = to_json(head)
     return (b"".join([text, *tail]), len(text)) if tail else (text, None)
 
 

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from saccade.engines.engine import TensorSpec
+from saccade.engines.engine import Arrays, TensorSpec
 from saccade.errors import ClosedError, DeadlineError, InputError, OverloadedError, SaccadeError
+from saccade.models.card import Texts
 from saccade.serving.counters import Counters
 from saccade.serving.repository import Repository
 from saccade.serving.tensors import InferRequest, Requested
@@ -34,10 +35,29 @@ async def infer(
     model, loaded = repository.model(name, version)
     engine = loaded.engines[model.graph]
     outputs = wanted(request.outputs, engine.outputs)
+    _check_rows(request.inputs, engine.batcher.limits.max_rows)
+    _check_tokens(request.inputs, loaded.predictor.card.texts)
     timeout_ms = patience_ms(request.timeout_ms, repository)
     with counted(model.counters), loaded.used():
         found = await answer(engine.submit(request.inputs, timeout_ms), timeout_ms)
     return {output: found[output] for output in outputs}
+
+
+def _check_rows(inputs: Arrays, most: int) -> None:
+    """InputError for more rows than a run has, as Triton does: they would take the memory of as many runs."""
+    rows = max((len(array) for array in inputs.values() if array.ndim), default=0)
+    if rows > most:
+        raise InputError(f"the request has {rows} rows, and {most} is the most that one may have: split it")
+
+
+def _check_tokens(inputs: Arrays, texts: Texts | None) -> None:
+    """InputError for numbers that stand for no token: runtimes differ in what they make of them."""
+    tokens = inputs.get("tokens")
+    if texts is None or tokens is None or not tokens.size:
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= texts.vocabulary:
+        raise InputError(f"tokens are 0 to {texts.vocabulary - 1}; there are {low} to {high}")
 
 
 def patience_ms(asked: float | None, repository: Repository) -> float:

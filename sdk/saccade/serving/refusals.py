@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from saccade.errors import InputError, UsageError
 
-__all__ = ["BodyTooLarge", "Forbidden", "NotAcceptable", "SlowRequest", "Unauthorised", "UnknownModel"]
+__all__ = [
+    "BodyTooLarge",
+    "Forbidden",
+    "NotAcceptable",
+    "NotLoaded",
+    "SlowRequest",
+    "Unauthorised",
+    "UnknownModel",
+]
 
 
 class UnknownModel(UsageError):
     """A model, a version or a shared-memory region that is not there."""
 
     http_status = 404
+
+
+class NotLoaded(UnknownModel):
+    """A model that is served, but not now."""
 
 
 class Unauthorised(UsageError):

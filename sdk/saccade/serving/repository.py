@@ -30,7 +30,7 @@ from saccade.models.card import Card
 from saccade.predictors.predictor import PICTURE_GRAPHS, Predictor
 from saccade.serving.batched import BatchedEngine
 from saccade.serving.counters import Counters, total
-from saccade.serving.refusals import UnknownModel
+from saccade.serving.refusals import NotLoaded, UnknownModel
 from saccade.serving.settings import ServerSettings
 
 __all__ = ["VERSION", "Loaded", "Model", "Repository", "named"]
@@ -42,11 +42,22 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 T = TypeVar("T")
 
 
-class Loaded:
-    """One load of one bundle: a predictor whose engines are batched, and who uses it now."""
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A name that requests may use: one graph of one bundle."""
 
-    def __init__(self, predictor: Predictor[Any]) -> None:
+    name: str
+    bundle: str
+    graph: str
+    counters: Counters = field(default_factory=Counters)
+
+
+class Loaded:
+    """One load of one bundle: a predictor whose engines are batched, its models, and who uses it now."""
+
+    def __init__(self, predictor: Predictor[Any], models: Iterable[Model]) -> None:
         self.predictor = predictor
+        self.models = tuple(models)
         self.engines: Mapping[str, BatchedEngine] = predictor.engines  # type: ignore[assignment]
         self.users = 0
         self.idle = asyncio.Event()
@@ -63,16 +74,6 @@ class Loaded:
             self.users -= 1
             if not self.users:
                 self.idle.set()
-
-
-@dataclass(slots=True)
-class Model:
-    """A name that requests may use: one graph of one bundle."""
-
-    name: str
-    bundle: str
-    graph: str
-    counters: Counters = field(default_factory=Counters)
 
 
 @dataclass(slots=True)
@@ -97,7 +98,7 @@ class Repository:
         self._entries = {name: _Entry(_checked_name(name), source) for name, source in sources.items()}
         self._models: dict[str, Model] = {}
         for name, source in sources.items():
-            self._add_models(name, bundles.read(bundles.resolve(source), check=False).graphs)
+            self._models |= self._named(name, bundles.read(bundles.resolve(source), check=False).graphs)
         self._retiring: set[asyncio.Task[None]] = set()
         self.draining = False  # the server was told to stop: not ready, and connections end
 
@@ -124,17 +125,16 @@ class Repository:
             raise UnknownModel(f"unknown version {version[:32]!r} of {name}: there is {VERSION}")
         entry = self._entries[model.bundle]
         if entry.loaded is None:
-            raise UnknownModel(f"model {name} is not loaded ({entry.state.lower()}): {entry.reason}")
+            raise NotLoaded(f"model {name} is not loaded ({entry.state.lower()}): {entry.reason}")
         return model, entry.loaded
 
     def is_ready(self, name: str, version: str = "") -> bool:
-        """Whether requests for `name` are answered now; UnknownModel for a name that is never served."""
-        if name not in self._models:
-            self.model(name)
-        with suppress(UnknownModel):
+        """Whether requests for `name` are answered now; UnknownModel for what is never served."""
+        try:
             self.model(name, version)
-            return True
-        return False
+        except NotLoaded:
+            return False
+        return True
 
     def index(self) -> list[dict[str, str]]:
         """Name, version, state and reason of every model, as the protocol's repository index has them."""
@@ -171,21 +171,28 @@ class Repository:
         """Load or reload a bundle. While it loads, and where it fails, the one that is there goes on."""
         entry = self._entry(name)
         async with entry.lock:
+            before = entry.state
             if entry.loaded is None:
                 entry.state, entry.reason = "LOADING", ""
             try:
                 predictor = await in_thread(lambda: _open(entry.source, self.settings), "saccade-load")
-            except SaccadeError as error:
-                entry.reason = str(error)
-                entry.state = "UNAVAILABLE" if entry.loaded is None else entry.state
-                logger.error("bundle not loaded", extra={"model": name, "error": str(error)})
+                try:
+                    models = self._named(name, predictor.engines)
+                except UsageError:
+                    await in_thread(predictor.close, "saccade-close")
+                    raise
+            except BaseException as error:
+                entry.reason = str(error) if isinstance(error, SaccadeError) else type(error).__name__
+                entry.state = before
+                logger.error("bundle not loaded", extra={"model": name, "error": entry.reason})
                 raise
-            self._add_models(name, predictor.engines)
-            old, entry.loaded = entry.loaded, Loaded(predictor)
+            old, entry.loaded = entry.loaded, Loaded(predictor, models.values())
+            others = {served: model for served, model in self._models.items() if model.bundle != name}
+            self._models = others | models
             entry.state, entry.reason = "READY", ""
             logger.info("bundle loaded", extra={"model": name, "engine": predictor.engine_name})
             if old is not None:
-                self._retire(entry, old)
+                self._retire(old)
 
     async def unload(self, name: str) -> None:
         """Take no more requests for a bundle; those under way are answered."""
@@ -194,7 +201,7 @@ class Repository:
             old, entry.loaded = entry.loaded, None
             entry.state, entry.reason = "UNLOADED", "unloaded"
             if old is not None:
-                self._retire(entry, old)
+                self._retire(old)
 
     async def close(self) -> None:
         """Unload everything and wait until all is answered; DeadlineError after `settings.drain_s`."""
@@ -211,28 +218,33 @@ class Repository:
             raise UsageError(f"{name} is a part of the bundle {self._models[name].bundle}: name that")
         return self._entries[name]
 
-    def _add_models(self, name: str, graphs: Iterable[str]) -> None:
-        """The graph that takes pictures has the bundle's name; any other, NAME.graph."""
-        for graph in graphs:
-            model = name if graph in PICTURE_GRAPHS else f"{name}.{graph}"
-            known = self._models.setdefault(model, Model(model, name, graph))
-            if known.bundle != name:
-                raise UsageError(
-                    f"two bundles would be served as {model!r}: give one another name, NAME=PATH"
-                )
+    def _named(self, name: str, graphs: Iterable[str]) -> dict[str, Model]:
+        """The models of a bundle: the graph that takes pictures has the bundle's name; any other, NAME.graph.
 
-    def _retire(self, entry: _Entry, old: Loaded) -> None:
-        task = asyncio.create_task(self._drain(entry, old))
+        What was counted of a name before goes on.
+        """
+        models = {}
+        for graph in graphs:
+            served = name if graph in PICTURE_GRAPHS else f"{name}.{graph}"
+            known = self._models.get(served)
+            if known is not None and known.bundle != name:
+                raise UsageError(
+                    f"two bundles would be served as {served!r}: give one another name, NAME=PATH"
+                )
+            models[served] = Model(served, name, graph, Counters() if known is None else known.counters)
+        return models
+
+    def _retire(self, old: Loaded) -> None:
+        task = asyncio.create_task(self._drain(old))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _drain(self, entry: _Entry, old: Loaded) -> None:
+    async def _drain(self, old: Loaded) -> None:
         await old.idle.wait()
         await in_thread(old.predictor.close, "saccade-close")
-        for model in self._models.values():
-            if model.bundle == entry.name and model.graph in old.engines:
-                sums = old.engines[model.graph].batcher.statistics()
-                model.counters.retired = total(model.counters.retired, sums)
+        for model in old.models:
+            sums = old.engines[model.graph].batcher.statistics()
+            model.counters.retired = total(model.counters.retired, sums)
 
 
 async def in_thread(work: Callable[[], T], name: str) -> T:

@@ -15,6 +15,7 @@ from saccade.serving.shared_memory import SharedMemory
 from saccade.serving.tensors import (
     InferRequest,
     Requested,
+    check_names,
     checked_dtype,
     checked_shape,
     datatype_of,
@@ -93,12 +94,10 @@ def decode(
     deadline, None where it has none."""
     if len(request.id) > _MAX_ID:
         raise InputError(f"id has {len(request.id)} characters; at most {_MAX_ID}")
+    check_names([each.name for each in request.inputs], "input")
+    check_names([each.name for each in request.outputs], "output")
     left = list(raw)
-    inputs: dict[str, NDArray[Any]] = {}
-    for tensor in request.inputs:
-        if tensor.name in inputs:
-            raise InputError(f"input {tensor.name[:256]!r} is given twice")
-        inputs[tensor.name] = _tensor(tensor, left, bool(raw), memory)
+    inputs = {each.name: _tensor(each, left, bool(raw), memory) for each in request.inputs}
     if left:
         raise InputError(f"{len(left)} of raw_input_contents belong to no input")
     return InferRequest(
@@ -130,7 +129,7 @@ def encode(
 
 def _tensor(tensor: Any, raw: list[memoryview], is_raw: bool, memory: SharedMemory) -> NDArray[Any]:
     """One input; takes its bytes from the front of `raw`."""
-    name = tensor.name[:256]
+    name = tensor.name
     dtype, shape = checked_dtype(name, tensor.datatype), checked_shape(name, list(tensor.shape))
     parameters = _parameters(tensor.parameters)
     if "shared_memory_region" in parameters:

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from saccade.engines.engine import TensorSpec
 from saccade.errors import InputError
 
-__all__ = ["DATATYPES", "InferRequest", "Requested", "datatype_of", "from_bytes", "from_list", "metadata"]
+__all__ = [
+    "DATATYPES",
+    "InferRequest",
+    "Requested",
+    "check_names",
+    "datatype_of",
+    "from_bytes",
+    "from_list",
+    "metadata",
+]
 
 DATATYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -32,6 +41,8 @@ DATATYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _MAX_RANK = 16
+_MAX_TENSORS = 64
+_MAX_NAME = 256
 _MAX_SIZE = 2**40  # elements along one axis; what is larger overflows somewhere
 
 
@@ -76,6 +87,17 @@ def metadata(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
         }
         for spec in specs
     ]
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+    """InputError unless the names of inputs or outputs are few, short, and each given once."""
+    if len(names) > _MAX_TENSORS:
+        raise InputError(f"the request has {len(names)} {what}s; at most {_MAX_TENSORS} are read")
+    if any(len(name) > _MAX_NAME for name in names):
+        raise InputError(f"the name of an {what} has more than {_MAX_NAME} characters")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{what} {twice!r} is given twice")
 
 
 def checked_dtype(name: str, datatype: Any) -> np.dtype[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.sdk.serving.conftest import SETTINGS, Running, serving
 
+from saccade.batching import Limits
 from saccade.benchmarks.serving_load import infer_request
 from saccade.bundle import Bundle
 from saccade.serving import server
@@ -113,10 +114,8 @@ def test_who_asks_before_sending_is_told_to_go_on(
 
 
 def test_a_body_that_is_refused_does_not_disturb_the_next_request(tiny_bundle: Bundle) -> None:
-    with (
-        serving(SETTINGS.replace(grpc_port=None, token="secret"), tiny=tiny_bundle.path) as running,
-        connected(running) as connection,
-    ):
+    settings = SETTINGS.replace(grpc_port=None, token="secret", batching=Limits(max_rows=100))
+    with serving(settings, tiny=tiny_bundle.path) as running, connected(running) as connection:
         large = np.zeros((100, 3, 32, 32), np.float32)
         small = large[:1]
         for array, more, status in [
