@@ -60,7 +60,8 @@ def predict_dataset(bundle: str, pictures: Dataset, options: DatasetOptions | No
 
     pictures: rows with the bytes of files in `options.column`, as `read_pictures` or
     `ray.data.read_parquet` gives; other columns stay. `answer`: the result's JSON. `error`: why there is none
-    ("" where there is one): a picture that cannot be used never stops the others.
+    ("" where there is one): a cell that is null or holds text, or a picture that cannot be used, never stops
+    the others.
     """
     chosen = options or DatasetOptions()
     predicted: Dataset = pictures.map_batches(
@@ -95,13 +96,37 @@ class Worker:
         answers, errors = [""] * len(files), [""] * len(files)
         for row, content in enumerate(files):
             try:
-                pictures[row] = np.asarray(decode(bytes(content)))
+                pictures[row] = _decoded(content)
             except InputError as error:
                 errors[row] = str(error)
-        for row, result in zip(pictures, self._predict(list(pictures.values())), strict=True):
-            answers[row] = json.dumps(result.to_json(), ensure_ascii=False)
+        for row, result in self._results(pictures).items():
+            if isinstance(result, InputError):
+                errors[row] = str(result)
+            else:
+                answers[row] = json.dumps(result.to_json(), ensure_ascii=False)
         kept = {name: values for name, values in batch.items() if name != self._column}
         return {**kept, "answer": np.array(answers, np.object_), "error": np.array(errors, np.object_)}
+
+    def _results(self, pictures: Mapping[int, NDArray[np.uint8]]) -> dict[int, Any]:
+        """A result for each row, or an InputError: where one of several cannot be used, each runs alone."""
+        try:
+            return dict(zip(pictures, self._predict(list(pictures.values())), strict=True))
+        except InputError as error:
+            if len(pictures) == 1:
+                return dict.fromkeys(pictures, error)
+        return {
+            row: result
+            for each, picture in pictures.items()
+            for row, result in self._results({each: picture}).items()
+        }
+
+
+def _decoded(content: object) -> NDArray[np.uint8]:
+    """The picture in a cell, (H, W, 3) uint8 RGB; InputError where there is none. Text is none: it must not
+    become the path of a file here."""
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise InputError(f"the cell holds no bytes of a picture: it is a {type(content).__name__}")
+    return np.asarray(decode(bytes(content)))
 
 
 def _ray_data() -> Any:

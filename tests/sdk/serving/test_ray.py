@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import math
 import os
 import signal
 import socket
@@ -20,10 +22,11 @@ import numpy as np
 import pytest
 import tritonclient.http
 import yaml
+from PIL import Image
 from tests import every_task, triton_server
 
 import saccade
-from saccade.errors import EngineError, MissingDependency, UsageError
+from saccade.errors import EngineError, InputError, MissingDependency, UsageError
 from saccade.serving import ray_data, ray_serve
 from saccade.serving.settings import ServerSettings
 from saccade.serving.triton import RepositoryOptions, write_repository
@@ -112,6 +115,50 @@ def test_a_worker_answers_rows(files: dict[str, bytes]) -> None:
     assert "not a picture" in answered["error"][-1]
     only_broken = worker({name: values[-1:] for name, values in batch.items()})
     assert only_broken["answer"].tolist() == [""]
+
+
+def test_whatever_a_cell_holds_is_a_row(files: dict[str, bytes], tmp_path: Path) -> None:
+    """The last is text that names a file which could be read."""
+    picture = files["0.jpg"]
+    (tmp_path / "0.jpg").write_bytes(picture)
+    odd = [None, math.nan, 7, {"bytes": picture}, [picture], picture.hex(), b"", str(tmp_path / "0.jpg")]
+    cells = np.empty(len(odd) + 2, object)
+    cells[:] = [picture, *odd, bytearray(picture)]
+    worker = ray_data.Worker(MODEL, ray_data.DatasetOptions(engine="onnxruntime"))
+    answered = worker({"bytes": cells})
+    assert answered["answer"][0] == answered["answer"][-1] != ""
+    assert answered["answer"][1:-1].tolist() == [""] * len(odd)
+    assert [bool(error) for error in answered["error"]] == [False, *(True for _ in odd), False]
+    assert "it is a NoneType" in answered["error"][1]
+    nothing = worker({"bytes": np.array([math.nan, math.nan])})  # how Ray gives a column of nulls
+    assert (nothing["answer"].tolist(), "float" in nothing["error"][0]) == (["", ""], True)
+
+
+class Narrow:
+    """An engine that takes nothing wider than 32 pixels, as TensorRT's plans have limits."""
+
+    def __init__(self, engine: Any) -> None:
+        self.inputs, self.outputs, self._engine = engine.inputs, engine.outputs, engine
+
+    def run(self, feeds: Any) -> Any:
+        if feeds["image"].shape[-1] > 32:
+            raise InputError(f"input 'image' cannot have shape {feeds['image'].shape}")
+        return self._engine.run(feeds)
+
+
+def test_a_picture_that_the_engine_cannot_take_is_a_row(tmp_path: Path) -> None:
+    bundle = every_task.write("semantic_segmentation", tmp_path / "wide").path
+    worker = ray_data.Worker(str(bundle), ray_data.DatasetOptions(engine="onnxruntime"))
+    worker._predict.engine = Narrow(worker._predict.engine)
+    files = []
+    for size in ((20, 90), (64, 48), (22, 90)):
+        file = io.BytesIO()
+        Image.new("RGB", size).save(file, "PNG")
+        files.append(file.getvalue())
+    answered = worker({"bytes": np.array(files, object)})
+    assert [bool(text) for text in answered["answer"]] == [True, False, True]
+    assert [bool(text) for text in answered["error"]] == [False, True, False]
+    assert "cannot have shape" in answered["error"][1]
 
 
 def test_a_worker_knows_its_classes(tmp_path: Path) -> None:
