@@ -15,7 +15,10 @@ __all__ = ["openapi"]
 _ERRORS = {
     "400": "a mistake in the request",
     "401": "the token is missing or wrong",
+    "403": "the server does not do that, or not for a page of another site",
     "404": "no such model",
+    "406": "the answer has no form that is accepted",
+    "408": "the body did not arrive in time",
     "413": "the body is too large",
     "422": "the picture or tensor cannot be used",
     "503": "too much is waiting: try again after Retry-After seconds",
@@ -41,6 +44,13 @@ def openapi(models: Sequence[dict[str, Any]], settings: ServerSettings) -> dict[
         },
         "/metrics": _get("Prometheus metrics"),
     }
+    if settings.control:
+        for verb, summary in {"load": "Load or reload a bundle", "unload": "Unload a bundle"}.items():
+            body = {"parameters": {"type": "object"}}
+            operation = _operation(summary, model=True, body=body)
+            paths[f"/v2/repository/models/{{name}}/{verb}"] = {"post": operation}
+    if settings.shared_memory:
+        paths |= _shared_memory()
     for model in models:
         paths[f"/v1/models/{model['name']}/predict"] = {"post": _predict(model)}
     described: dict[str, Any] = {
@@ -71,6 +81,22 @@ def _operation(summary: str, *, model: bool = False, body: dict[str, Any] | None
     if body is not None:
         operation["requestBody"] = {"content": {"application/json": {"schema": _object(body, [])}}}
     return operation
+
+
+def _shared_memory() -> dict[str, Any]:
+    whole = {"type": "integer", "minimum": 0}
+    region = {"key": {"type": "string"}, "offset": whole, "byte_size": whole}
+    path = "/v2/systemsharedmemory"
+    found: dict[str, Any] = {
+        f"{path}/status": _get("Every region"),
+        f"{path}/region/{{name}}/status": _get("One region", model=True),
+        f"{path}/region/{{name}}/register": {
+            "post": _operation("Read and write an object in /dev/shm", model=True, body=region)
+        },
+        f"{path}/region/{{name}}/unregister": {"post": _operation("Forget a region", model=True)},
+        f"{path}/unregister": {"post": _operation("Forget every region")},
+    }
+    return found
 
 
 def _predict(model: dict[str, Any]) -> dict[str, Any]:

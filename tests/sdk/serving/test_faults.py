@@ -16,9 +16,10 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.sdk.serving.conftest import SETTINGS, Running, serving
+from tests.sdk.serving.fuzz import FUZZ
 from tests.sdk.serving.test_operations import body
 
 from saccade.bundle import Bundle
@@ -130,56 +131,6 @@ def test_bodies_have_a_limit_packed_or_not(tiny_bundle: Bundle) -> None:
         assert len(bomb) < 100_000
         assert httpx.post(url, content=bomb, headers={"Content-Encoding": "gzip"}).status_code == 413
         assert httpx.post(url, json=body()).status_code == 200
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 2**70) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-def from_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Values that a schema of the OpenAPI description allows, and sometimes ones that it does not."""
-    if "enum" in schema:
-        return st.sampled_from(schema["enum"])
-    kind = schema.get("type")
-    if kind == "object":
-        properties = {name: from_schema(each) | JSON for name, each in schema.get("properties", {}).items()}
-        required = {name: properties.pop(name) for name in schema.get("required", ()) if name in properties}
-        return st.fixed_dictionaries(required, optional=properties)
-    if kind == "array":
-        return st.lists(
-            from_schema(schema["items"]) if "items" in schema else st.floats(width=32), max_size=4
-        )
-    simple: dict[Any, st.SearchStrategy[Any]] = {
-        "string": st.text(max_size=8) | st.sampled_from(["image", "logits", "FP32"]),
-        "integer": st.integers(0, 40),
-        "boolean": st.booleans(),
-    }
-    return simple.get(kind, JSON)
-
-
-FUZZ = settings(
-    max_examples=60,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-def test_whatever_the_description_allows_is_no_server_error(client: httpx.Client) -> None:
-    described = client.get("/openapi.json").json()["paths"]["/v2/models/{name}/infer"]["post"]
-    schema = described["requestBody"]["content"]["application/json"]["schema"]
-
-    @FUZZ
-    @given(from_schema(schema) | JSON)
-    def fuzz(value: Any) -> None:
-        answer = client.post(INFER, content=json.dumps(value).encode())
-        assert answer.status_code < 500, answer.text
-
-    fuzz()
 
 
 def binary_request() -> tuple[bytes, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -13,9 +14,13 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 from tests import every_task
 from tests.sdk.serving import two_towers
 from tests.sdk.serving.conftest import Running, serving
+from tests.sdk.serving.fuzz import FUZZ, JSON, from_schema
 
 from saccade.serving.protocol import inference_pb2 as pb
 from saccade.serving.protocol import inference_pb2_grpc as stubs
@@ -105,6 +110,53 @@ def test_an_answer_that_is_no_number_is_still_json(served: Running) -> None:
 def test_an_unknown_model_is_told_before_its_tensors_are_read(served: Running) -> None:
     answer = httpx.post(f"http://{served.http}/v2/models/other/infer", content=b"[" * 1000)
     assert (answer.status_code, "unknown model" in answer.json()["error"]) == (404, True)
+
+
+def operations(running: Running) -> dict[str, Any]:
+    """What is posted as JSON, by path."""
+    paths = httpx.get(f"http://{running.http}/openapi.json").json()["paths"]
+    posts = {path: each["post"] for path, each in paths.items() if "post" in each}
+    return {path: each for path, each in posts.items() if "/predict" not in path}
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_whatever_the_description_allows_is_no_server_error(served: Running, place: int) -> None:
+    described = operations(served)
+    assert len(described) == 7
+    path, operation = sorted(described.items())[place]
+    content = operation.get("requestBody", {}).get("content", {})
+    schema = content.get("application/json", {}).get("schema", {})
+    # What is unloaded would answer nobody any more.
+    names = st.just("none") if "/unload" in path else st.sampled_from(["two", "two.text", "labels"])
+    with httpx.Client(base_url=f"http://{served.http}", timeout=30) as client:
+
+        @FUZZ
+        @given(names, from_schema(schema) | JSON)
+        def fuzz(name: str, value: Any) -> None:
+            answer = client.post(path.format(name=name), content=json.dumps(value).encode())
+            assert answer.status_code < 500, answer.text
+
+        fuzz()
+
+
+@pytest.mark.parametrize("model", ["two", "labels"])
+def test_whatever_options_a_picture_has_is_no_server_error(served: Running, model: str) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(stream, "PNG")
+    path = f"/v1/models/{model}/predict"
+    described = httpx.get(f"http://{served.http}/openapi.json").json()["paths"][path]["post"]
+    schemas = {each["name"]: each["schema"] for each in described["parameters"]}
+    values = {name: from_schema(schema).map(str) | st.text(max_size=8) for name, schema in schemas.items()}
+    with httpx.Client(base_url=f"http://{served.http}", timeout=30) as client:
+
+        @FUZZ
+        @given(st.fixed_dictionaries({}, optional=values))
+        def fuzz(options: dict[str, str]) -> None:
+            answer = client.post(path, params=options, content=stream.getvalue())
+            # A client that gives itself a millisecond is told that it is over.
+            assert answer.status_code < 500 or (answer.status_code == 504 and "timeout_ms" in options)
+
+        fuzz()
 
 
 NAMES = [["n" * 300], ["image"] * 2, [f"input{n}" for n in range(300)]]
