@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from queue import Queue
 from typing import Any
 
@@ -110,6 +111,45 @@ def test_raw_tensors_get_the_engines_answer_to_the_bit(
     answer = WAYS[way](running, image)
     assert answer.dtype == np.float32
     np.testing.assert_array_equal(answer, expected(image))
+
+
+def pressed_over_http(running: Running, images: list[Array]) -> list[Array]:
+    with tritonclient.http.InferenceServerClient(running.http, concurrency=16) as client:
+        requests = []
+        for image in images:
+            given = tritonclient.http.InferInput("image", image.shape, "FP32")
+            given.set_data_from_numpy(image)
+            requests.append(client.async_infer("tiny", [given]))
+        return [request.get_result(timeout=60).as_numpy("logits") for request in requests]
+
+
+def pressed_over_grpc(running: Running, images: list[Array]) -> list[Array]:
+    answers: Queue[Any] = Queue()
+
+    def keep(place: int, result: Any, error: Any) -> None:
+        answers.put((place, result, error))
+
+    with tritonclient.grpc.InferenceServerClient(running.grpc) as client:
+        for place, image in enumerate(images):
+            given = tritonclient.grpc.InferInput("image", image.shape, "FP32")
+            given.set_data_from_numpy(image)
+            client.async_infer("tiny", [given], partial(keep, place))
+        found = sorted((answers.get(timeout=60) for _ in images), key=lambda each: each[0])
+    assert [error for *_, error in found] == [None] * len(images)
+    return [result.as_numpy("logits") for _, result, _ in found]
+
+
+@pytest.mark.parametrize("press", [pressed_over_http, pressed_over_grpc])
+def test_many_at_once_from_one_client_get_their_own_answers(
+    running: Running,
+    press: Callable[[Running, list[Array]], list[Array]],
+    expected: Callable[[Array], Array],
+) -> None:
+    """As perf_analyzer asks: no answer waits for the one before."""
+    rng = np.random.default_rng(3)
+    images = [rng.standard_normal((1 + tag % 3, 3, 32, 32)).astype(np.float32) for tag in range(120)]
+    for image, logits in zip(images, press(running, images), strict=True):
+        np.testing.assert_allclose(logits, expected(image), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("library", [tritonclient.http, tritonclient.grpc], ids=["http", "grpc"])
