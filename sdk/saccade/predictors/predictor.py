@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from saccade.engines.engine import Arrays, Engine, TensorSpec
 from saccade.engines.lifetime import Closing
+from saccade.engines.nvtx import span
 from saccade.errors import BundleError, EngineError, UsageError
 from saccade.media import Media, Source, batched, open_source
 from saccade.models.card import Card
@@ -74,14 +75,16 @@ class Predictor(Closing, Generic[Result]):
 
     def preprocess(self, images: Sequence[Picture]) -> list[Batch]:
         """What the graph is fed: one batch, or one for each padded size where pictures keep their shape."""
-        return batches(images, self.card.preprocessing)
+        with span("preprocess"):
+            return batches(images, self.card.preprocessing)
 
     def run(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """The graph's outputs for a preprocessed batch, by name."""
         feeds: dict[str, NDArray[Any]] = {"image": batch.image}
         if "size_hw" in self.engine.inputs:
             feeds["size_hw"] = np.array(batch.resized_hw, np.float32)
-        return self.engine.run(feeds)
+        with span("run"):
+            return self.engine.run(feeds)
 
     def postprocess(self, outputs: Arrays, batch: Batch) -> list[Result]:
         """One result for each picture of the batch. EngineError if a value is not finite."""
@@ -125,7 +128,9 @@ class Predictor(Closing, Generic[Result]):
         """Results in the order of `images`, whichever batch each was in."""
         found: dict[int, Result] = {}
         for batch in self.preprocess(images):
-            found.update(zip(batch.places, self.postprocess(self.run(batch), batch), strict=True))
+            outputs = self.run(batch)
+            with span("postprocess"):
+                found.update(zip(batch.places, self.postprocess(outputs, batch), strict=True))
         return [found[place] for place in range(len(images))]
 
     def _require_finite(self, values: NDArray[Any], what: str) -> None:
