@@ -14,9 +14,11 @@ from typing import Any
 from saccade.errors import InputError
 from saccade.results import Result
 
-__all__ = ["OPTIONS", "Options", "options_for", "parse_options", "predict", "reduced"]
+__all__ = ["OPTIONS", "Options", "count_tiles", "options_for", "parse_options", "predict", "reduced"]
 
 _MAX_PROMPTS = 1000
+_MAX_SENTENCES = 10_000  # prompts times templates; 80 templates, as CLIP's for ImageNet, leave 125 prompts
+_MAX_TILES = 256  # 50 megapixels in tiles of 512 that share 64
 _MAX_TEXT = 1000
 _CLASSES = 5  # answers where there is a score for every class
 
@@ -99,16 +101,48 @@ def parse_options(task: str, given: Sequence[tuple[str, str]]) -> Options:
     )
 
 
+def count_tiles(options: Options, size_hw: tuple[int, int]) -> int:
+    """Into how many tiles a picture is cut; 0 where it is not. InputError where these are too many."""
+    if options.tile is None:
+        return 0
+    size, overlap = options.tile
+    if not 0 < overlap < size:
+        raise InputError(f"tile is {size},{overlap}; the overlap is at least 1 and less than the size")
+    # As many as `saccade.tiling.tiles` makes, without making them.
+    count = math.prod(1 + math.ceil(max(side - size, 0) / (size - overlap)) for side in size_hw)
+    if count > _MAX_TILES:
+        raise InputError(
+            f"tile={size},{overlap} cuts {size_hw[1]}x{size_hw[0]} pixels into {count} tiles, and "
+            f"{_MAX_TILES} is the most: give a larger size or a smaller overlap"
+        )
+    return count
+
+
 def predict(predictor: Any, picture: bytes, options: Options) -> Result:
-    """Call the predictor as its task wants it, and keep the answers that the options ask for."""
+    """Call the predictor as its task wants it, and keep the answers that the options ask for.
+
+    InputError for prompts and templates that make too many sentences, and for none where they are needed.
+    """
     more: dict[str, Any] = {}
     if predictor.card.task == "zero_shot":
         if not options.prompts:
             raise InputError("this model takes its classes in words: prompts=a dog&prompts=a cat")
+        _check_sentences(options, predictor.card.texts.templates)
         more = {"prompts": list(options.prompts), "templates": options.templates}
     if options.tile is not None:
         more = {"tile": options.tile}
     return reduced(predictor(picture, **more), options.threshold)
+
+
+def _check_sentences(options: Options, default: Sequence[str]) -> None:
+    """default: the templates where the client names none."""
+    templates = len(default if options.templates is None else options.templates)
+    sentences = len(options.prompts) * max(1, templates)
+    if sentences > _MAX_SENTENCES:
+        raise InputError(
+            f"{len(options.prompts)} prompts in {templates} templates are {sentences} sentences, and "
+            f"{_MAX_SENTENCES} is the most: send fewer prompts at once, or name fewer templates"
+        )
 
 
 def reduced(result: Any, threshold: float | None) -> Result:
