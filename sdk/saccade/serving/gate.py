@@ -1,4 +1,7 @@
-"""What every HTTP request passes: the token, a request id, the log, and the last resort for errors."""
+"""What every HTTP request passes: the token, a request id, the log, and the last resort for errors.
+
+gRPC asks the same functions about tokens, ids and traces.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from saccade.serving.repository import Repository
 from saccade.serving.settings import ServerSettings
 from saccade.serving.tracing import span
 
-__all__ = ["Gate", "is_authorised"]
+__all__ = ["Gate", "is_authorised", "request_id", "traceparent"]
 
 logger = logging.getLogger("saccade.serving")
 
@@ -40,6 +43,16 @@ def is_authorised(given: str, token: str | None) -> bool:
     return hmac.compare_digest(sent, token.encode()) and scheme.lower() == "bearer"
 
 
+def request_id(given: str) -> str:
+    """The caller's own id where it is one, else a new one."""
+    return given if _ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+
+
+def traceparent(given: str) -> str:
+    """The caller's trace where it names one (W3C Trace Context), else ""."""
+    return given if _TRACEPARENT.fullmatch(given) else ""
+
+
 class Gate:
     """ASGI middleware."""
 
@@ -53,7 +66,7 @@ class Gate:
         scope["app"] = self  # lets the router raise what it cannot route, which is answered here
         reply = _Reply(scope, send, self._repository)
         try:
-            if scope["path"] not in _OPEN and not is_authorised(
+            if _path(scope) not in _OPEN and not is_authorised(
                 header(scope, b"authorization"), self._settings.token
             ):
                 raise Unauthorised("this server wants its token: Authorization: Bearer TOKEN")
@@ -71,14 +84,18 @@ class Gate:
                 logger.info("request", extra=_line(scope, reply, begun))
 
 
+def _path(scope: Scope) -> str:
+    """The path inside the mount, as Starlette's router finds its routes."""
+    inside = scope["path"].removeprefix(scope.get("root_path", ""))
+    return inside if inside.startswith("/") else str(scope["path"])
+
+
 class _Reply:
     """Adds headers to the answer on its way, and remembers its status."""
 
     def __init__(self, scope: Scope, send: Send, repository: Repository) -> None:
-        given = header(scope, b"x-request-id")
-        self.request_id = given if _ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
-        traced = header(scope, b"traceparent")
-        self.traceparent = traced if _TRACEPARENT.fullmatch(traced) else ""
+        self.request_id = request_id(header(scope, b"x-request-id"))
+        self.traceparent = traceparent(header(scope, b"traceparent"))
         self.status = 0
         self._send, self._repository = send, repository
 

@@ -6,9 +6,10 @@ Messages are parsed here and not by grpcio, so that bytes that are no message ar
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -17,17 +18,17 @@ from google.protobuf.message import DecodeError, Message
 
 from saccade.errors import InputError, SaccadeError, UsageError
 from saccade.serving import description
-from saccade.serving.gate import is_authorised
+from saccade.serving.gate import is_authorised, request_id, traceparent
 from saccade.serving.inference import infer
 from saccade.serving.protocol import inference_pb2 as pb
 from saccade.serving.refusals import Forbidden, Unauthorised
 from saccade.serving.repository import Repository
 from saccade.serving.rpc_codec import decode, encode, parse_infer
-from saccade.serving.settings import ServerSettings
+from saccade.serving.settings import LAST_CALLS_S, ServerSettings
 from saccade.serving.shared_memory import SharedMemory
 from saccade.serving.tracing import call_span
 
-__all__ = ["create_rpc_server"]
+__all__ = ["RpcServer"]
 
 logger = logging.getLogger("saccade.serving")
 
@@ -45,25 +46,41 @@ _CODES = {
     503: grpc.StatusCode.RESOURCE_EXHAUSTED,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+_STREAM = "ModelStreamInfer"
+# Calls whose `name` is a model's; other names are those of shared memory.
+_OF_A_MODEL = frozenset({"ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"})
+_MAX_NAME = 128
 Parse = Callable[[bytes], Any]
 Method = Callable[[Any, Any], Awaitable[Message]]
 
 
-def create_rpc_server(
-    repository: Repository, settings: ServerSettings, memory: SharedMemory
-) -> tuple[grpc.aio.Server, int]:
-    """A server that is bound but not started, and its port. UsageError where the port is taken."""
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", settings.max_body_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
-        ],
-        maximum_concurrent_rpcs=settings.max_connections,
-    )
-    service = _Service(repository, settings, memory)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, service.handlers())])
-    return server, _bind(server, settings)
+class RpcServer:
+    """A server that is bound to `port` but not started. UsageError where the port is taken."""
+
+    def __init__(self, repository: Repository, settings: ServerSettings, memory: SharedMemory) -> None:
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.max_body_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
+            ],
+            maximum_concurrent_rpcs=settings.max_connections,
+        )
+        self._drain_s = settings.drain_s
+        self._service = _Service(repository, settings, memory)
+        handler = grpc.method_handlers_generic_handler(_SERVICE, self._service.handlers())
+        self._server.add_generic_rpc_handlers([handler])
+        self.port = _bind(self._server, settings)
+
+    async def start(self) -> None:
+        """Answer."""
+        await self._server.start()
+
+    async def drain(self) -> None:
+        """Accept nothing new, answer what was accepted, end streams; close after `drain_s` at the latest."""
+        if not self._service.last_calls.done():
+            self._service.last_calls.set_result(time.monotonic() + self._drain_s / 2)
+        await self._server.stop(self._drain_s)
 
 
 def _bind(server: grpc.aio.Server, settings: ServerSettings) -> int:
@@ -76,7 +93,8 @@ def _bind(server: grpc.aio.Server, settings: ServerSettings) -> int:
             pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
             port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     except RuntimeError as error:
-        raise UsageError(f"gRPC cannot listen on {address}: give another --grpc-port") from error
+        other = "--grpc-port" if settings.tls_key is None else "--grpc-port, or a certificate that gRPC takes"
+        raise UsageError(f"gRPC cannot listen on {address}: give another {other}") from error
     return int(port)
 
 
@@ -85,6 +103,8 @@ class _Service:
 
     def __init__(self, repository: Repository, settings: ServerSettings, memory: SharedMemory) -> None:
         self._repository, self._settings, self._memory = repository, settings, memory
+        # Done once the server drains: until when streams may go on.
+        self.last_calls: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def handlers(self) -> dict[str, Any]:
         """What grpcio calls for each name."""
@@ -113,45 +133,75 @@ class _Service:
 
     def _unary(self, name: str, parse: Parse, method: Method) -> Any:
         async def call(data: bytes, context: Any) -> Message:
-            begun, code = time.monotonic_ns(), grpc.StatusCode.CANCELLED
+            line = _Line(name, context)
             try:
-                metadata = self._admitted(name, context)
-                with call_span(self._settings.tracing, name, metadata):
-                    answer = await method(_parsed(parse, data), context)
-                code = grpc.StatusCode.OK
+                self._admitted(name, line.metadata)
+                with call_span(self._settings.tracing, name, line.metadata):
+                    request = _parsed(parse, data)
+                    line.read(request)
+                    answer = await method(request, context)
+                line.code = grpc.StatusCode.OK
                 return answer
             except Exception as error:
-                code, message = _status(error)
-                await context.abort(code, message)
+                message = line.fail(error)
+                await context.abort(line.code, message)
                 raise
             finally:
-                if logger.isEnabledFor(logging.INFO):
-                    logger.info("request", extra=_line(name, code, begun, context))
+                line.write()
 
         return grpc.unary_unary_rpc_method_handler(call, response_serializer=_bytes)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Message]:
         """Answers in the order of the requests; what is wrong with one does not end the stream."""
+        line = _Line(_STREAM, context)
         try:
-            self._admitted("ModelStreamInfer", context)
+            self._admitted(_STREAM, line.metadata)
         except SaccadeError as error:
-            await context.abort(*_status(error))
-        async for data in requests:
-            try:
-                answer = await self._infer(_parsed(parse_infer, data), context)
-            except Exception as error:
-                yield pb.ModelStreamInferResponse(error_message=_status(error)[1])
-            else:
-                yield pb.ModelStreamInferResponse(infer_response=answer)
+            message = line.fail(error)
+            line.write()
+            await context.abort(line.code, message)
+        messages = aiter(requests)
+        while (data := await self._next(messages, context)) is not None:
+            yield await self._streamed(data, context)
 
-    def _admitted(self, name: str, context: Any) -> dict[str, str]:
-        """The call's metadata; Unauthorised without the token."""
-        metadata = {
-            key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
-        }
+    async def _next(self, messages: AsyncIterator[bytes], context: Any) -> bytes | None:
+        """A stream's next message; None where its client has ended it.
+
+        While the server drains, what is on its way is still taken; a silent stream ends as UNAVAILABLE.
+        """
+        reading: asyncio.Future[Any] = asyncio.ensure_future(anext(messages, None))
+        waiting: set[asyncio.Future[Any]] = {reading, self.last_calls}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                left = self.last_calls.result() - time.monotonic()
+                await asyncio.wait({reading}, timeout=min(LAST_CALLS_S, max(left, 0)))
+            if reading.done():
+                message: bytes | None = reading.result()
+                return message
+        finally:
+            reading.cancel()
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server stops: open another stream")
+        return None
+
+    async def _streamed(self, data: bytes, context: Any) -> Message:
+        """The answer to one message of a stream."""
+        line = _Line(_STREAM, context)
+        try:
+            request = _parsed(parse_infer, data)
+            line.read(request)
+            answer = pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+            line.code = grpc.StatusCode.OK
+            return answer
+        except Exception as error:
+            return pb.ModelStreamInferResponse(error_message=line.fail(error))
+        finally:
+            line.write()
+
+    def _admitted(self, name: str, metadata: Mapping[str, str]) -> None:
+        """Unauthorised without the token."""
         if name not in _OPEN and not is_authorised(metadata.get("authorization", ""), self._settings.token):
             raise Unauthorised("this server wants its token: metadata authorization: Bearer TOKEN")
-        return metadata
 
     async def _infer(self, parsed: tuple[Any, list[memoryview]], context: Any) -> Any:
         request, raw = parsed
@@ -224,13 +274,47 @@ class _Service:
         return pb.SystemSharedMemoryUnregisterResponse()
 
 
-def _line(name: str, code: grpc.StatusCode, begun: int, context: Any) -> dict[str, Any]:
-    """The fields of a call's log line; a caller's own request id and trace, where it sent them."""
-    metadata = dict(context.invocation_metadata() or ())
-    named = {"x-request-id": "request_id", "traceparent": "traceparent"}
-    own = {field: str(metadata[key])[:128] for key, field in named.items() if key in metadata}
-    milliseconds = round((time.monotonic_ns() - begun) / 1e6, 3)
-    return {"method": name, "status": code.name, "milliseconds": milliseconds, **own}
+class _Line:
+    """The log line of a call, or of one request of a stream: begun now, written once."""
+
+    def __init__(self, method: str, context: Any) -> None:
+        self.begun, self.method, self.code = time.monotonic_ns(), method, grpc.StatusCode.CANCELLED
+        given = context.invocation_metadata() or ()
+        self.metadata = {key: value for key, value in given if isinstance(value, str)}
+        self.model = ""
+        self.id = request_id(self.metadata.get("x-request-id", ""))
+
+    def read(self, request: Any) -> None:
+        """Take from `request` which model it is for, and its id where the call has none."""
+        message = request[0] if isinstance(request, tuple) else request
+        named = message.name if self.method in _OF_A_MODEL else getattr(message, "model_name", "")
+        self.model = named[:_MAX_NAME]
+        if "x-request-id" not in self.metadata:
+            self.id = request_id(getattr(message, "id", ""))
+
+    def fail(self, error: Exception) -> str:
+        """Take the status of `error`; what the client hears of it."""
+        if isinstance(error, SaccadeError):
+            self.code = _CODES.get(error.http_status, grpc.StatusCode.INTERNAL)
+            return str(error)
+        self.code = grpc.StatusCode.INTERNAL
+        logger.error("internal error", exc_info=error, extra={"request_id": self.id})
+        return "internal error: see the server's log"
+
+    def write(self) -> None:
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        trace = traceparent(self.metadata.get("traceparent", ""))
+        more = {"traceparent": trace} if trace else {}
+        fields = {
+            "request_id": self.id,
+            "method": self.method,
+            "model": self.model,
+            "status": self.code.name,
+            "milliseconds": round((time.monotonic_ns() - self.begun) / 1e6, 3),
+            **more,
+        }
+        logger.info("request", extra=fields)
 
 
 def _bytes(message: Message) -> bytes:
@@ -242,11 +326,3 @@ def _parsed(parse: Parse, data: bytes) -> Any:
         return parse(data)
     except DecodeError as error:
         raise InputError(f"the bytes are no message of this call: {str(error)[:200]}") from error
-
-
-def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """What the client hears of an error."""
-    if isinstance(error, SaccadeError):
-        return _CODES.get(error.http_status, grpc.StatusCode.INTERNAL), str(error)
-    logger.error("internal error", exc_info=error)
-    return grpc.StatusCode.INTERNAL, "internal error: see the server's log"

@@ -16,21 +16,22 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from saccade.errors import DeadlineError, UsageError
+from saccade.serving.certificates import check_pair
 from saccade.serving.connections import BoundedConnection
 from saccade.serving.http import create_app
 from saccade.serving.repository import Repository
-from saccade.serving.settings import ServerSettings
+from saccade.serving.settings import LAST_CALLS_S, ServerSettings
 from saccade.serving.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
-    import grpc.aio
     from uvicorn.server import ServerState
+
+    from saccade.serving.rpc import RpcServer
 
 __all__ = ["Server", "run"]
 
 logger = logging.getLogger("saccade.serving")
 
-_LAST_CALLS_S = 0.5  # how long open connections must be silent before they are closed
 _TICK_S = 0.02
 _KEPT = 2**24  # bytes
 _BACKLOG = 2048
@@ -45,8 +46,8 @@ def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. started: called once everything is ready.
 
-    Raises UsageError where a port is taken (before any model is loaded), what loading a bundle raises, and
-    DeadlineError where something accepted was still at work after `settings.drain_s`.
+    Raises UsageError, before any model is loaded, where a port is taken or a file for TLS is bad; what
+    loading a bundle raises; and DeadlineError where something was still at work after `settings.drain_s`.
     """
     import uvloop
 
@@ -98,18 +99,22 @@ class Server:
         self.http_port = self.grpc_port = 0
         self._listener: socket.socket | None = None
         self._http: _Uvicorn | None = None
-        self._rpc: grpc.aio.Server | None = None
+        self._rpc: RpcServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def listen(self) -> None:
-        """Bind both ports, then answer on them: alive, not ready. UsageError where one is taken."""
+        """Bind both ports, then answer on them: alive, not ready. UsageError where one is taken, or where the
+        files for TLS are not what they should be."""
+        if self.settings.tls_certificate is not None and self.settings.tls_key is not None:
+            check_pair(self.settings.tls_certificate, self.settings.tls_key)
         self._listener = listener = _listener(self.settings)
         self.http_port = listener.getsockname()[1]
         try:
             if self.settings.grpc_port is not None:
-                from saccade.serving.rpc import create_rpc_server
+                from saccade.serving.rpc import RpcServer
 
-                self._rpc, self.grpc_port = create_rpc_server(self.repository, self.settings, self.memory)
+                self._rpc = RpcServer(self.repository, self.settings, self.memory)
+                self.grpc_port = self._rpc.port
         except BaseException:
             listener.close()
             raise
@@ -174,14 +179,14 @@ class Server:
         """Until no connection is open, or none has sent anything for a while; at most half of the time."""
         end = time.monotonic() + self.settings.drain_s / 2
         seen, quiet_since = state.total_requests, time.monotonic()
-        while state.connections and time.monotonic() < min(end, quiet_since + _LAST_CALLS_S):
+        while state.connections and time.monotonic() < min(end, quiet_since + LAST_CALLS_S):
             await asyncio.sleep(_TICK_S)
             if state.total_requests != seen:
                 seen, quiet_since = state.total_requests, time.monotonic()
 
     async def _drain_rpc(self) -> None:
         if self._rpc is not None:
-            await self._rpc.stop(self.settings.drain_s)
+            await self._rpc.drain()
 
 
 class _Uvicorn(uvicorn.Server):

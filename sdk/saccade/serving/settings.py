@@ -12,8 +12,9 @@ from saccade.engines.engine import EngineOptions
 from saccade.errors import UsageError
 from saccade.ranges import DAY_S, Range
 
-__all__ = ["TEXTS", "ServerSettings"]
+__all__ = ["LAST_CALLS_S", "TEXTS", "ServerSettings"]
 
+LAST_CALLS_S = 0.5  # how long an open connection or stream must be silent before a draining server ends it
 TEXTS = frozenset({"host", "engine", "device", "precision", "token"})  # the fields that are text
 _MIB = 2**20
 _HIGHEST_PORT = 65535

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import math
 import socket
 import ssl
 import subprocess
@@ -20,16 +18,17 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from tests import tiny
 from tests.sdk.serving.conftest import SETTINGS, Running, serving
 from tritonclient.utils import InferenceServerException
 
 from saccade.batching import Limits
 from saccade.bundle import Bundle
-from saccade.cli import main
 from saccade.errors import BundleError, UsageError
-from saccade.serving.logs import JsonLines
-from saccade.serving.repository import named
+from saccade.serving.http import create_app
+from saccade.serving.repository import Repository, named
 from saccade.serving.server import Server
 from saccade.serving.settings import ServerSettings
 
@@ -57,83 +56,6 @@ def own(own_bundle: Path) -> Iterator[tuple[Running, httpx.Client, Path]]:
         httpx.Client(base_url=f"http://{running.http}") as client,
     ):
         yield running, client, own_bundle
-
-
-SETTINGS_THAT_CANNOT_BE: list[tuple[dict[str, Any], str]] = [
-    ({"http_port": 70000}, "http_port is 70000"),
-    ({"http_port": 8000, "grpc_port": 8000}, "both 8000"),
-    ({"http_port": None}, "http_port is None; it must be a whole number from 0 to 65535"),
-    ({"max_body_bytes": 0}, "max_body_bytes is 0; it must be a whole number from 1 to 2147483647"),
-    ({"max_body_bytes": 2**31}, "from 1 to 2147483647"),
-    ({"max_body_bytes": 1e6}, "max_body_bytes is 1000000.0"),
-    ({"drain_s": -1}, "drain_s is -1; it must be a number from 0.1 to 86400"),
-    ({"drain_s": math.inf}, "drain_s is inf"),
-    ({"request_timeout_ms": math.inf}, "request_timeout_ms is inf"),
-    ({"request_timeout_ms": 1e300}, "it must be a number from 1 to 86400000"),
-    ({"upload_timeout_ms": math.nan}, "upload_timeout_ms is nan"),
-    ({"max_connections": True}, "max_connections is True"),
-    ({"threads": "two"}, "threads is 'two'; it must be a whole number"),
-    ({"host": None}, "host is None; it must be text"),
-    ({"control": "no"}, "control is 'no'; it must be true or false"),
-    ({"token": 1234}, "printable"),
-    ({"token": ""}, "printable"),
-    ({"tls_key": Path("key.pem")}, "both files"),
-    ({"device": "tpu"}, "write cpu"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), SETTINGS_THAT_CANNOT_BE)
-def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        ServerSettings(**changes)
-
-
-def test_the_largest_settings_work(tiny_bundle: Bundle, image: np.ndarray[Any, Any]) -> None:
-    day_ms = 86_400_000
-    largest = SETTINGS.replace(
-        batching=Limits(2, day_ms, 2**20),
-        **{"request_timeout_ms": day_ms, "upload_timeout_ms": day_ms, "drain_s": 86_400},
-        **{"max_body_bytes": 2**31 - 1, "max_picture_pixels": 2**31 - 1},
-        **{"max_waiting_pictures": 2**20, "max_connections": 2**20},
-    )
-    with (
-        serving(largest, own=tiny_bundle.path) as running,
-        httpx.Client(base_url=f"http://{running.http}") as client,
-        tritonclient.grpc.InferenceServerClient(running.grpc) as rpc,
-    ):
-        assert client.post(INFER, json=body(rows=2)).status_code == 200
-        given = tritonclient.grpc.InferInput("image", image.shape, "FP32")
-        given.set_data_from_numpy(image)
-        assert rpc.infer("own", [given]).as_numpy("logits").shape == (2, 10)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["serve", "--max-body", "inf"], "--max-body is inf; it must be more than 0 and less than 2048 MiB"),
-        (["serve", "--max-body", "nan"], "--max-body is nan"),
-        (["serve", "--max-body", "2048"], "--max-body is 2048.0"),
-        (["serve", "--drain", "inf"], "drain_s is inf"),
-        (["serve", "--timeout", "1e306"], "request_timeout_ms is inf"),
-        (["serve", "--delay", "inf"], "max_delay_ms is inf"),
-        (["triton", "--delay", "inf", "repository"], "max_delay_ms is inf"),
-    ],
-)
-def test_numbers_that_no_command_takes(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command, *more = options
-    monkeypatch.setattr(sys, "argv", ["saccade", command, "--json", *more[:2], "digits-stvit", *more[2:]])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == UsageError.exit_code
-    error = json.loads(capsys.readouterr().out)["error"]
-    assert error["type"] == "UsageError"
-    assert message in error["message"]
-
-
-def test_a_token_is_never_printed() -> None:
-    assert "sesame" not in repr(ServerSettings(token="sesame"))
 
 
 @pytest.mark.parametrize("given", [["a", "a"], ["../x y"], ["=a"], ["n" * 200 + "=a"], [".hidden=a"]])
@@ -268,6 +190,22 @@ def test_a_token_is_asked_for_everywhere_but_at_the_door(tiny_bundle: Bundle) ->
             assert rpc.get_server_metadata(headers={"authorization": "Bearer open sesame"}).name == "saccade"
 
 
+@pytest.mark.parametrize("prefix", ["", "/x", "/x/y"])
+def test_mounted_somewhere_the_door_is_there(prefix: str, tiny_bundle: Bundle) -> None:
+    settings = ServerSettings(token="sesame")
+    app = create_app(Repository({"own": tiny_bundle.path}, settings), settings)
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(Starlette(routes=[Mount(prefix, app)]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            for path in ("/v2/health/live", "/", "/page.css"):
+                assert (await client.get(prefix + path)).status_code == 200
+            for path in ("/v2", "/metrics", "/v2/health/live/", "/x/", "/x/v2/health/live"):
+                assert (await client.get(prefix + path)).status_code == 401, path
+
+    asyncio.run(main())
+
+
 def test_both_ports_speak_tls(tiny_bundle: Bundle, tls: ServerSettings) -> None:
     certificate = tls.tls_certificate
     assert certificate is not None
@@ -348,48 +286,6 @@ def test_metrics_are_what_prometheus_reads_and_triton_calls_them(
     assert found["nv_inference_compute_infer_duration_us", None] > 0
     assert 20e6 < found["process_resident_memory_bytes", None] < 4e9
     assert 'engine="onnxruntime"' in text
-
-
-def test_every_request_is_one_line_of_json(
-    own: tuple[Running, httpx.Client, Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    _, client, _ = own
-    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    with caplog.at_level(logging.INFO, "saccade.serving"):
-        sent = {"X-Request-Id": "mine-1", "traceparent": trace}
-        answer = client.post(INFER, json=body(), headers=sent)
-        made = client.get("/v2", headers={"X-Request-Id": "not\tone", "traceparent": "nonsense"})
-    assert (answer.headers["x-request-id"], answer.headers["traceparent"]) == ("mine-1", trace)
-    assert len(made.headers["x-request-id"]) == 16
-    assert "traceparent" not in made.headers
-    lines = [
-        json.loads(JsonLines().format(each)) for each in caplog.records if each.name == "saccade.serving"
-    ]
-    first = next(line for line in lines if line.get("request_id") == "mine-1")
-    assert (first["model"], first["status"], first["method"]) == ("own", 200, "POST")
-    assert first["traceparent"] == trace
-    assert first["milliseconds"] > 0
-
-
-def test_every_call_is_one_line_too(running: Running, caplog: pytest.LogCaptureFixture) -> None:
-    def found() -> dict[str, tuple[str, str]]:
-        lines = [json.loads(JsonLines().format(each)) for each in list(caplog.records)]
-        return {
-            line["request_id"]: (line["method"], line["status"]) for line in lines if "request_id" in line
-        }
-
-    with (
-        caplog.at_level(logging.INFO, "saccade.serving"),
-        tritonclient.grpc.InferenceServerClient(running.grpc) as client,
-    ):
-        client.get_model_metadata("tiny", headers={"x-request-id": "mine-2"})
-        with pytest.raises(InferenceServerException):
-            client.get_model_metadata("nope", headers={"x-request-id": "mine-3"})
-        for _ in range(500):  # the line is written after the answer has gone out
-            if len(found()) == 2:
-                break
-            threading.Event().wait(0.01)
-    assert found() == {"mine-2": ("ModelMetadata", "OK"), "mine-3": ("ModelMetadata", "NOT_FOUND")}
 
 
 def test_spans_hang_under_the_callers_trace(tiny_bundle: Bundle) -> None:
