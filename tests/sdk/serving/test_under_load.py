@@ -159,6 +159,36 @@ def test_sigterm_answers_every_call_that_was_begun(tiny_bundle: Bundle, tmp_path
 
 
 @pytest.mark.slow
+def test_streams_that_are_open_do_not_hold_up_sigterm(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """One has never asked, one has an answer, and the client of one has gone."""
+
+    async def main(server: Served) -> None:
+        method = "/inference.GRPCInferenceService/ModelStreamInfer"
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as going,
+        ):
+            silent, asking, gone = (
+                each.stream_stream(method)(wait_for_ready=True) for each in (channel, channel, going)
+            )
+            for stream in (asking, gone):
+                await stream.write(rpc_request())
+                assert await stream.read()
+            gone.cancel()
+            server.process.send_signal(signal.SIGTERM)
+            for stream in (silent, asking):
+                assert await asyncio.wait_for(stream.code(), 10) == grpc.StatusCode.UNAVAILABLE
+
+    path = tmp_path / "log"
+    with path.open("w") as log, served(tiny_bundle.path, "--log-level", "info", log=log) as server:
+        asyncio.run(main(server))
+        assert server.process.wait(10) == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["status"] for line in lines if line.get("method") == "ModelStreamInfer"] == ["OK", "OK"]
+    assert {line["level"] for line in lines} == {"info"}
+
+
+@pytest.mark.slow
 def test_reloads_under_load_drop_nothing_and_answer_the_same(tiny_bundle: Bundle) -> None:
     async def main(server: Served) -> Counter[str]:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
