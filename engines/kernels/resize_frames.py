@@ -2,8 +2,10 @@
 
 One pass, one output pixel per thread lane. What a resampler does along one axis is a short list of source
 cells and weights for each output cell, so one kernel serves OpenCV's bilinear and Pillow's antialiased
-filters; the lists are made on the host, once per frame size. Answers are within one grey level of the CPU
-form (`saccade.preprocess`), whose sums are integers: the differences are ties that float32 rounds elsewhere.
+filters; the lists are made on the host, once per frame size. One axis is blended inside the loop over the
+other: which comes first, and whether what it gives is rounded to grey levels, is the resampler's. Answers are
+within one grey level of the CPU form (`saccade.preprocess`), whose sums are integers: the differences are
+ties that float32 rounds elsewhere.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from saccade.engines.kernels.language import jit, tl
@@ -23,18 +26,20 @@ from saccade.models.card import Preprocessing
 
 POINTERS = {
     "frames": "uint8",
-    "y_first": "int32",
-    "y_weights": "float32",
-    "x_first": "int32",
-    "x_weights": "float32",
+    "outer_first": "int32",
+    "outer_weights": "float32",
+    "inner_first": "int32",
+    "inner_weights": "float32",
     "levels": "float32",
 }
 SCALARS = (
-    *("frame_height", "frame_width", "y_taps", "x_taps", "height", "width", "shown_height", "shown_width"),
-    "whole_rows",
+    *("frame_height", "frame_width", "outer_taps", "inner_taps", "height", "width"),
+    *("shown_height", "shown_width", "columns_first", "rounded"),
 )
 BLOCK = 128
 NUM_WARPS = 4
+_MAX_FRAMES = 65535  # programs in y of one launch
+_MAX_OFFSET = 2**31 - 1
 
 
 def parameters(dtype: str) -> tuple[tuple[str, str], ...]:
@@ -60,7 +65,8 @@ class Plan:
     """Everything about resizing frames of one size that does not depend on their pixels.
 
     levels: (3, 256) float32, what each grey level of each channel becomes. shown_hw: rows and columns beyond
-    are zero, not black. whole_rows: rows are rounded to grey levels before columns are blended.
+    are zero, not black. columns_first: each column is resized before rows are, else each row before columns
+    are. rounded: what the first of the two gives is rounded to grey levels.
     """
 
     frame_hw: tuple[int, int]
@@ -68,7 +74,8 @@ class Plan:
     x: Axis
     levels: NDArray[np.float32]
     shown_hw: tuple[int, int]
-    whole_rows: bool
+    columns_first: bool
+    rounded: bool
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -77,16 +84,24 @@ class Plan:
 
     def scalars(self) -> tuple[int, ...]:
         """The int32 arguments of a launch, in order."""
-        taps = len(self.y.weights), len(self.x.weights)
-        return *self.frame_hw, *taps, *self.size_hw, *self.shown_hw, int(self.whole_rows)
+        taps = (len(axis.weights) for axis in self._outer_inner())
+        switches = int(self.columns_first), int(self.rounded)
+        return *self.frame_hw, *taps, *self.size_hw, *self.shown_hw, *switches
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """The arrays of a launch after the frames, in order; on the host."""
-        return self.y.first, self.y.weights, self.x.first, self.x.weights, self.levels
+        outer, inner = self._outer_inner()
+        return outer.first, outer.weights, inner.first, inner.weights, self.levels
+
+    def _outer_inner(self) -> tuple[Axis, Axis]:
+        """The axis that is blended last, and the one that is blended first."""
+        return (self.x, self.y) if self.columns_first else (self.y, self.x)
 
     def grid(self, frames: int) -> tuple[int, int, int]:
         """Programs in x, y and z for a batch of `frames`."""
         height, width = self.size_hw
+        if not 1 <= frames <= _MAX_FRAMES:
+            raise UsageError(f"{frames} frames in one launch: give 1 to {_MAX_FRAMES}")
         return -(-height * width // BLOCK), frames, 1
 
 
@@ -101,10 +116,18 @@ def plan(
 
     offset_hw: the cell of the resized frame that the first output cell shows; negative where a crop is
     larger than the resized frame, which leaves black borders. Cards that fit and pad have zeros there.
+    Raises UsageError for sizes that are not positive, and where a frame or an input has more values than
+    offsets of 32 bits reach.
     """
     if min(*frame_hw, *resized_hw, *size_hw) < 1:
         raise UsageError(
             f"cannot resize {frame_hw} to {resized_hw} and show {size_hw}: sizes must be positive"
+        )
+    largest = max(3 * height * width for height, width in (frame_hw, size_hw))
+    if largest > _MAX_OFFSET:
+        raise UsageError(
+            f"frames of {frame_hw} and inputs of {size_hw} have up to {largest} values; "
+            f"offsets of 32 bits reach {_MAX_OFFSET}"
         )
     y, x = (
         axis(*sides, card.resampler) for sides in zip(frame_hw, resized_hw, size_hw, offset_hw, strict=True)
@@ -118,8 +141,15 @@ def plan(
         x=x,
         levels=(values - mean) / std,
         shown_hw=shown_hw if card.resize == "fit" else size_hw,
-        whole_rows=card.resampler != "opencv-bilinear",
+        columns_first=card.resampler != "opencv-bilinear" and _columns_first(frame_hw, resized_hw),
+        rounded=card.resampler != "opencv-bilinear",
     )
+
+
+def _columns_first(frame_hw: tuple[int, int], resized_hw: tuple[int, int]) -> bool:
+    """Whether the Pillow at hand resizes columns first, as 13.0 and newer do where that leaves less to do."""
+    shorter, narrower = (before - after for before, after in zip(frame_hw, resized_hw, strict=True))
+    return int(PIL.__version__.split(".")[0]) >= 13 and shorter > max(0, 2 * narrower)
 
 
 def axis(source: int, target: int, size: int, offset: int, resampler: str) -> Axis:
@@ -179,8 +209,12 @@ def reference(frames: NDArray[np.uint8], plan: Plan) -> NDArray[np.float32]:
     def grey(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.floor(values + 0.5).clip(0, 255)
 
-    rows = blend(frames.swapaxes(1, 2).astype(np.float64), plan.x)
-    picture = grey(blend((grey(rows) if plan.whole_rows else rows).swapaxes(1, 2), plan.y)).astype(int)
+    # Swapped once or twice, so that the axis in second place is the one to blend.
+    outer, inner = (plan.x, plan.y) if plan.columns_first else (plan.y, plan.x)
+    upright = frames.astype(np.float64)
+    once = blend(upright if plan.columns_first else upright.swapaxes(1, 2), inner)
+    twice = grey(blend((grey(once) if plan.rounded else once).swapaxes(1, 2), outer)).astype(int)
+    picture = twice.swapaxes(1, 2) if plan.columns_first else twice
     y = np.stack([plan.levels[channel][picture[..., channel]] for channel in range(3)], 1)
     y[:, :, plan.shown_hw[0] :] = 0
     y[:, :, :, plan.shown_hw[1] :] = 0
@@ -195,20 +229,21 @@ def _grey(value):
 @jit
 def resize_frames(
     frames,
-    y_first,
-    y_weights,
-    x_first,
-    x_weights,
+    outer_first,
+    outer_weights,
+    inner_first,
+    inner_weights,
     levels,
     frame_height,
     frame_width,
-    y_taps,
-    x_taps,
+    outer_taps,
+    inner_taps,
     height,
     width,
     shown_height,
     shown_width,
-    whole_rows,
+    columns_first,
+    rounded,
     y,
     BLOCK: tl.constexpr,
 ):
@@ -218,27 +253,32 @@ def resize_frames(
     row, column = cell // width, cell % width
     stored = cell < height * width
     shown = stored & (row < shown_height) & (column < shown_width)
-    top, left = tl.load(y_first + row, shown, 0), tl.load(x_first + column, shown, 0)
+    outer, inner = tl.where(columns_first != 0, column, row), tl.where(columns_first != 0, row, column)
+    outer_cells = tl.where(columns_first != 0, width, height)
+    inner_cells = tl.where(columns_first != 0, height, width)
+    outer_step = tl.where(columns_first != 0, 3, 3 * frame_width)
+    inner_step = tl.where(columns_first != 0, 3 * frame_width, 3)
+    outer_from, inner_from = tl.load(outer_first + outer, shown, 0), tl.load(inner_first + inner, shown, 0)
     frame = frames + image * (frame_height * frame_width * 3)
 
     red = tl.zeros((BLOCK,), tl.float32)
     green = tl.zeros((BLOCK,), tl.float32)
     blue = tl.zeros((BLOCK,), tl.float32)
-    for i in range(0, y_taps):
-        down = tl.load(y_weights + i * height + row, shown, 0.0)
-        row_red = tl.zeros((BLOCK,), tl.float32)
-        row_green = tl.zeros((BLOCK,), tl.float32)
-        row_blue = tl.zeros((BLOCK,), tl.float32)
-        for j in range(0, x_taps):
-            across = tl.load(x_weights + j * width + column, shown, 0.0)
-            used = (down != 0.0) & (across != 0.0)
-            pixel = frame + ((top + i) * frame_width + left + j) * 3
-            row_red += across * tl.load(pixel, used, 0).to(tl.float32)
-            row_green += across * tl.load(pixel + 1, used, 0).to(tl.float32)
-            row_blue += across * tl.load(pixel + 2, used, 0).to(tl.float32)
-        red += down * tl.where(whole_rows != 0, _grey(row_red), row_red)
-        green += down * tl.where(whole_rows != 0, _grey(row_green), row_green)
-        blue += down * tl.where(whole_rows != 0, _grey(row_blue), row_blue)
+    for i in range(0, outer_taps):
+        last = tl.load(outer_weights + i * outer_cells + outer, shown, 0.0)
+        once_red = tl.zeros((BLOCK,), tl.float32)
+        once_green = tl.zeros((BLOCK,), tl.float32)
+        once_blue = tl.zeros((BLOCK,), tl.float32)
+        for j in range(0, inner_taps):
+            first = tl.load(inner_weights + j * inner_cells + inner, shown, 0.0)
+            used = (last != 0.0) & (first != 0.0)
+            pixel = frame + (outer_from + i) * outer_step + (inner_from + j) * inner_step
+            once_red += first * tl.load(pixel, used, 0).to(tl.float32)
+            once_green += first * tl.load(pixel + 1, used, 0).to(tl.float32)
+            once_blue += first * tl.load(pixel + 2, used, 0).to(tl.float32)
+        red += last * tl.where(rounded != 0, _grey(once_red), once_red)
+        green += last * tl.where(rounded != 0, _grey(once_green), once_green)
+        blue += last * tl.where(rounded != 0, _grey(once_blue), once_blue)
 
     plane = height * width
     out = y + image * (3 * plane) + cell

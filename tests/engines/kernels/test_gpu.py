@@ -124,12 +124,18 @@ def test_the_models_take_the_kernels_where_no_gradient_is_needed(monkeypatch: py
     assert not called
 
 
+@pytest.mark.parametrize(
+    ("frame_hw", "resized_hw", "offset_hw"),
+    [((720, 1280), (256, 455), (16, 116)), ((1280, 360), (910, 256), (343, 16))],
+    ids=["wide", "tall"],
+)
 @pytest.mark.parametrize("resampler", ["opencv-bilinear", "pillow-bilinear", "pillow-bicubic"])
-def test_frames(resampler: Any) -> None:
+def test_frames(
+    resampler: Any, frame_hw: tuple[int, int], resized_hw: tuple[int, int], offset_hw: tuple[int, int]
+) -> None:
     card = Preprocessing(resampler=resampler)
-    frame_hw, resized_hw = (720, 1280), (256, 455)
     frames = np.random.default_rng(0).integers(0, 256, (3, *frame_hw, 3), dtype=np.uint8)
-    plan = resize_frames.plan(card, frame_hw, resized_hw, (224, 224), (16, 116))
+    plan = resize_frames.plan(card, frame_hw, resized_hw, (224, 224), offset_hw)
     actual = resize_and_normalise(torch.from_numpy(frames).cuda(), plan).cpu().numpy()
     std = np.array(card.std_rgb)[:, None, None]
     apart = np.abs(actual - resize_frames.reference(frames, plan)) * std * card.value_range

@@ -25,6 +25,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def card(resampler: Any, resize: Any) -> Preprocessing:
     sizes: dict[str, Any] = {"resize_hw": (40, 40), "input_size_hw": (32, 32)}
+    if resize == "stretch":
+        sizes = {"resize_hw": (40, 36), "input_size_hw": (40, 36)}
     if resize == "fit":
         sizes = {"resize_hw": (30, 48), "input_size_hw": (32, 48), "pad_multiple": 16}
     return Preprocessing(resize=resize, resampler=resampler, **sizes)
@@ -38,9 +40,20 @@ CASES = [
         ("shorter", (20, 31)),
         ("fit", (75, 50)),
         ("fit", (21, 30)),
+        ("stretch", (60, 31)),
+        ("stretch", (80, 80)),
+        # Much taller or wider than what they become: Pillow 13 changes the order of its passes among these.
+        ("shorter", (100, 39)),
+        ("shorter", (400, 37)),
+        ("shorter", (37, 400)),
+        ("fit", (600, 40)),
+        ("fit", (20, 500)),
+        ("stretch", (500, 12)),
+        ("stretch", (12, 500)),
+        ("stretch", (41, 9)),
+        ("stretch", (1, 1)),
     ]
 ]
-CASES += [("opencv-bilinear", "stretch", (60, 31)), ("opencv-bilinear", "stretch", (80, 80))]
 
 
 def picture(frame_hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -88,9 +101,37 @@ def test_a_crop_larger_than_the_frame_has_black_borders() -> None:
     np.testing.assert_allclose(actual[0, :, 0, 0], -np.array(MEAN) / STD, rtol=1e-6)
 
 
-def test_sizes_must_be_positive() -> None:
-    with pytest.raises(UsageError, match="positive"):
-        resize_frames.plan(Preprocessing(), (0, 10), (8, 8), (8, 8))
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("10.3.0", False), ("12.2.0", False), ("13.0.0", True), ("14.1.0.dev0", True)],
+)
+def test_the_order_of_passes_is_that_of_the_pillow_at_hand(
+    version: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.__version__", version)
+    spec = card("pillow-bicubic", "stretch")
+    assert plan_of(spec, (500, 12), (40, 36)).columns_first is expected
+    assert not plan_of(spec, (12, 500), (40, 36)).columns_first
+    assert not plan_of(card("opencv-bilinear", "stretch"), (500, 12), (40, 36)).columns_first
+
+
+@pytest.mark.parametrize(
+    ("frame_hw", "size_hw", "words"),
+    [
+        ((0, 10), (8, 8), "must be positive"),
+        ((30000, 30000), (8, 8), "up to 2700000000 values; offsets of 32 bits reach 2147483647"),
+    ],
+)
+def test_sizes_that_cannot_be_served(frame_hw: tuple[int, int], size_hw: tuple[int, int], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        resize_frames.plan(Preprocessing(), frame_hw, (8, 8), size_hw)
+
+
+@pytest.mark.parametrize("frames", [0, 65536])
+def test_frames_of_one_launch_are_limited(frames: int) -> None:
+    plan = resize_frames.plan(Preprocessing(), (8, 8), (4, 4), (4, 4))
+    with pytest.raises(UsageError, match=f"{frames} frames in one launch: give 1 to 65535"):
+        plan.grid(frames)
 
 
 INTERPRET = """
@@ -105,6 +146,8 @@ for resampler, resize, frame_hw, size_hw in [
     ("opencv-bilinear", "fit", (45, 30), (32, 32)),
     ("pillow-bilinear", "shorter", (20, 31), (32, 32)),
     ("pillow-bicubic", "shorter", (44, 40), (32, 32)),
+    ("pillow-bicubic", "stretch", (130, 12), (40, 36)),
+    ("pillow-bilinear", "fit", (12, 130), (16, 48)),
 ]:
     plan = plan_of(card(resampler, resize), frame_hw, size_hw)
     frames = np.stack([picture(frame_hw), picture(frame_hw)[::-1]])
@@ -136,7 +179,7 @@ def test_the_kernel_is_the_reference(tmp_path: Path) -> None:
     assert child.returncode == 0, child.stderr
     with np.load(out, allow_pickle=False) as stored:
         results = [stored[name] for name in stored.files]
-    assert len(results) == 6
+    assert len(results) == 10
     for actual, expected in zip(results[::2], results[1::2], strict=True):
         apart = levels_apart(actual, expected, Preprocessing())
         assert apart.max() < 1.001
