@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -18,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from saccade.engines.engine import TensorSpec
 from saccade.engines.tensorrt.flavours import flavour, installed_version, version_numbers
@@ -187,6 +190,27 @@ def publish(staging: Path, record: Record, engines: Path) -> Path:
     staging.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def device_bytes(folder: Path, record: Record, contexts: int = 1) -> int | None:
+    """About how much device memory an engine over the plan in `folder` takes, for that many concurrent runs:
+    weights, scratch memory, inputs and outputs of the largest shapes.
+
+    None where only opening it tells: it was built without a GPU, or a dimension follows from others.
+    """
+    greatest = {name: high for name, (_, _, high) in record.options.dimensions().items()}
+    tensors = 0
+    for spec in (*record.inputs, *record.outputs):
+        shape = [greatest.get(size) if isinstance(size, str) else size for size in spec.shape]
+        if None in shape:
+            return None
+        tensors += math.prod(size for size in shape if size) * np.dtype(spec.dtype).itemsize
+    if record.device_bytes is None:
+        return None
+    weights = record.plan_bytes
+    if record.options.stripped:  # they come from the graph
+        weights += sum((folder.parent.parent / name).stat().st_size for name in record.files)
+    return weights + contexts * (record.device_bytes + tensors)
 
 
 # --- where a plan runs ---------------------------------------------------------------------------------

@@ -1,10 +1,15 @@
-"""Stand-ins for CUDA's run time and its driver: test_tensorrt_api.py holds their names to NVIDIA's."""
+"""Stand-ins for CUDA's run time and its driver: test_tensorrt_api.py holds their names to NVIDIA's.
+
+Work on a stream is done at once, but for what `Cuda.later` leaves there until somebody waits for it.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import enum
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from tests.engines.faults import Faults, call
@@ -15,10 +20,76 @@ class CudaError(enum.IntEnum):
     cudaErrorMemoryAllocation = 2
 
 
+class CudaResult(enum.IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_CONTEXT_IS_DESTROYED = 709
+
+
+class DriverApi:
+    """The module `cuda.bindings.driver`: CUDA contexts, of which each thread has a stack."""
+
+    PRIMARY = 1000
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self._threads = threading.local()
+        self.retained = 0
+
+    def _complain(self, words: str) -> None:
+        pass
+
+    @property
+    def stack(self) -> list[int]:
+        """The contexts of this thread, the current one last."""
+        if not hasattr(self._threads, "stack"):
+            self._threads.stack = []
+        return self._threads.stack
+
+    @property
+    def current(self) -> int:
+        return self.stack[-1] if self.stack else 0
+
+    def cuGetErrorString(self, code: Any) -> tuple[Any, bytes]:
+        return CudaResult.CUDA_SUCCESS, b"context is destroyed"
+
+    @call((CudaResult.CUDA_ERROR_CONTEXT_IS_DESTROYED, None))
+    def cuCtxGetCurrent(self) -> tuple[Any, int]:
+        return CudaResult.CUDA_SUCCESS, self.current
+
+    @call((CudaResult.CUDA_ERROR_CONTEXT_IS_DESTROYED, None))
+    def cuCtxGetDevice(self) -> tuple[Any, int]:
+        return CudaResult.CUDA_SUCCESS, 0
+
+    @call((CudaResult.CUDA_ERROR_CONTEXT_IS_DESTROYED, None))
+    def cuDeviceGet(self, ordinal: int) -> tuple[Any, int]:
+        return CudaResult.CUDA_SUCCESS, ordinal
+
+    @call((CudaResult.CUDA_ERROR_CONTEXT_IS_DESTROYED,))
+    def cuCtxPushCurrent(self, context: int) -> tuple[Any, ...]:
+        self.stack.append(context)
+        return (CudaResult.CUDA_SUCCESS,)
+
+    def cuCtxPopCurrent(self) -> tuple[Any, int]:
+        return CudaResult.CUDA_SUCCESS, self.stack.pop()
+
+    @call((CudaResult.CUDA_ERROR_CONTEXT_IS_DESTROYED, None))
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, int]:
+        self.retained += 1
+        return CudaResult.CUDA_SUCCESS, self.PRIMARY + device
+
+    def cuDevicePrimaryCtxRelease(self, device: int) -> tuple[Any, ...]:
+        self.retained -= 1
+        return (CudaResult.CUDA_SUCCESS,)
+
+
 class Cuda:
-    """The module `cuda.bindings.runtime`. Device memory is host memory at addresses of its own."""
+    """The module `cuda.bindings.runtime`. Device memory is host memory at addresses of its own.
+
+    placed: the CUDA context and the device of each piece of memory. copied: kinds of the copies so far.
+    """
 
     cudaStreamNonBlocking = 1
+    cudaEventDisableTiming = 2
 
     class cudaMemcpyKind(enum.IntEnum):
         cudaMemcpyHostToDevice = 1
@@ -28,9 +99,14 @@ class Cuda:
     class cudaStreamCaptureMode(enum.IntEnum):
         cudaStreamCaptureModeThreadLocal = 1
 
-    def __init__(self, faults: Faults) -> None:
+    def __init__(self, faults: Faults, driver: DriverApi) -> None:
         self._faults = faults
+        self._driver = driver
         self._held: dict[int, Any] = {}
+        self._later: dict[int, list[Callable[[], None]]] = {}
+        self._events: dict[int, int] = {}
+        self.placed: dict[int, tuple[int, int]] = {}
+        self.copied: list[str] = []
         self._handles: dict[int, str] = {}
         self._recording: dict[int, list[Callable[[], None]]] = {}
         self._graphs: dict[int, list[Callable[[], None]]] = {}
@@ -40,7 +116,8 @@ class Cuda:
     @property
     def leaks(self) -> list[str]:
         """What was made and not freed."""
-        return [*(f"memory {address:x}" for address in self._held), *self._handles.values()]
+        contexts = ["primary context"] * self._driver.retained
+        return [*(f"memory {address:x}" for address in self._held), *self._handles.values(), *contexts]
 
     def _complain(self, words: str) -> None:
         pass
@@ -60,15 +137,13 @@ class Cuda:
     def cudaGetErrorString(self, code: Any) -> tuple[Any, bytes]:
         return CudaError.cudaSuccess, b"out of memory"
 
-    @call((CudaError.cudaErrorMemoryAllocation,))
-    def cudaSetDevice(self, index: int) -> tuple[Any, ...]:
-        return (CudaError.cudaSuccess,)
-
     @call((CudaError.cudaErrorMemoryAllocation, None))
     def cudaMalloc(self, size: int) -> tuple[Any, int]:
-        memory = ctypes.create_string_buffer(size + 256)
-        self._held[ctypes.addressof(memory)] = memory
-        return CudaError.cudaSuccess, ctypes.addressof(memory)
+        memory = ctypes.create_string_buffer(size + 512)
+        address = -(-ctypes.addressof(memory) // 256) * 256
+        self._held[address] = memory
+        self.placed[address] = (self._driver.current, 0)
+        return CudaError.cudaSuccess, address
 
     def cudaFree(self, address: int) -> tuple[Any, ...]:
         del self._held[address]
@@ -76,7 +151,40 @@ class Cuda:
 
     @call((CudaError.cudaErrorMemoryAllocation,))
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Any, stream: int) -> tuple[Any, ...]:
+        self.copied.append(kind.name.removeprefix("cudaMemcpy"))
         ctypes.memmove(to, source, size)
+        return (CudaError.cudaSuccess,)
+
+    @call((CudaError.cudaErrorMemoryAllocation, None))
+    def cudaPointerGetAttributes(self, address: int) -> tuple[Any, Any]:
+        inside = (start for start, memory in self._held.items() if start <= address < start + len(memory))
+        start = next(inside, None)
+        return CudaError.cudaSuccess, SimpleNamespace(device=-2 if start is None else self.placed[start][1])
+
+    def later(self, stream: int, work: Callable[[], None]) -> None:
+        """Leave `work` on a stream: it is done when somebody waits for the stream."""
+        self._later.setdefault(stream, []).append(work)
+
+    def _finish(self, stream: int) -> None:
+        for work in self._later.pop(stream, ()):
+            work()
+
+    @call((CudaError.cudaErrorMemoryAllocation, None))
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, int]:
+        return CudaError.cudaSuccess, self._handle("event")
+
+    @call((CudaError.cudaErrorMemoryAllocation,))
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
+        self._events[event] = stream
+        return (CudaError.cudaSuccess,)
+
+    @call((CudaError.cudaErrorMemoryAllocation,))
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any, ...]:
+        self._finish(self._events[event])
+        return (CudaError.cudaSuccess,)
+
+    def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
+        del self._handles[event]
         return (CudaError.cudaSuccess,)
 
     @call((CudaError.cudaErrorMemoryAllocation, None))

@@ -17,10 +17,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.engines.fake_cuda import Cuda, Driver
+from tests.engines.fake_cuda import Cuda, Driver, DriverApi
 from tests.engines.faults import Faults, call
 
 IMAGE = (3, 4, 4)
+VERSION = "10.16.1.11"
+
+
+def image(batch: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Input for it."""
+    return np.random.default_rng(seed).standard_normal((batch, *IMAGE)).astype(np.float32)
 
 
 def logits(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -49,6 +55,16 @@ class Severity(enum.IntEnum):
     WARNING = 2
     INFO = 3
     VERBOSE = 4
+
+
+class OnDevice:
+    """An array in the stand-in's device memory, as another library would hand it over."""
+
+    def __init__(self, world: World, array: np.ndarray[Any, Any], **changes: Any) -> None:
+        _, address = world.cuda.cudaMalloc(array.nbytes)
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        data = {"shape": array.shape, "typestr": array.dtype.str, "data": (address, False), "version": 3}
+        self.__cuda_array_interface__ = {**data, "strides": None, "stream": None, **changes}
 
 
 def _members(name: str, *members: str) -> Any:
@@ -288,6 +304,7 @@ class _Engine(_Object):
     def __init__(self, world: World, plan: dict[str, Any]) -> None:
         super().__init__(world)
         self.plan = plan
+        self.factor = 1.0
         self.streamable_weights_size = world.streamable
 
     def get_tensor_name(self, index: int) -> str:
@@ -308,8 +325,8 @@ class _Engine(_Object):
         return [tuple(shape) for shape in self.plan["image"]]
 
     @call(None)
-    def create_execution_context(self) -> _Context:
-        context = _Context(self._world)
+    def create_execution_context(self, strategy: Any) -> _Context:
+        context = _Context(self._world, self)
         context.error_recorder = self.error_recorder
         return context
 
@@ -319,13 +336,25 @@ class _Engine(_Object):
 
 
 class _Context(_Object):
-    def __init__(self, world: World) -> None:
+    """Made without device memory. A graph that was captured from it dies with the next change to it."""
+
+    def __init__(self, world: World, engine: _Engine) -> None:
         super().__init__(world)
+        self._engine = engine
         self._batch = -1
         self._addresses: dict[str, int] = {}
+        self._scratch = 0
+        self._changes = 0
+
+    @call(None)
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0
+        assert size >= self._engine.device_memory_size_v2
+        self._scratch = memory
 
     @call(False)
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._changes += 1
         self._batch = shape[0]
         return True
 
@@ -335,16 +364,22 @@ class _Context(_Object):
 
     @call(False)
     def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % 256 == 0
+        self._changes += 1
         self._addresses[name] = address
         return True
 
     @call(False)
     def execute_async_v3(self, stream: int) -> bool:
-        batch, addresses = self._batch, dict(self._addresses)
+        batch, addresses, changes = self._batch, dict(self._addresses), self._changes
+        if not self._scratch:
+            self._complain("no device memory was set")
+            return False
 
         def work() -> None:
+            assert self._changes == changes, "a graph was replayed after its context had changed"
             image = _view(addresses["image"], (batch, *IMAGE))
-            _view(addresses["logits"], (batch, 10))[:] = logits(image)
+            _view(addresses["logits"], (batch, 10))[:] = logits(image) * self._engine.factor
             self._world.executions += 1
 
         self._world.cuda.enqueue(stream, work)
@@ -368,9 +403,17 @@ class _Runtime(_Object):
 
 
 class _Refitter(_Object):
+    """Weights are the factor that a graph's text ends with, as in "FLOAT 2"."""
+
+    def __init__(self, world: World, engine: _Engine) -> None:
+        super().__init__(world)
+        self._engine = engine
+        self.factor = 1.0
+
     @call(False)
     def refit_cuda_engine(self) -> bool:
         self._world.refitted = True
+        self._engine.factor = self.factor
         return True
 
     def get_missing_weights(self) -> list[str]:
@@ -378,17 +421,21 @@ class _Refitter(_Object):
 
 
 class _OnnxParserRefitter(_Parser):
+    def __init__(self, world: World, refitter: _Refitter) -> None:
+        super().__init__(world, _Network(world))
+        self._refitter = refitter
+
     @call(False)
     def refit_from_file(self, path: str) -> bool:
+        _, _, factor = Path(path).read_text().partition(" ")
+        self._refitter.factor = float(factor or 1)
         return True
 
 
 class World:
     """One machine with TensorRT of `version` and a GPU. `trt`, `cuda` and `driver` are what code imports."""
 
-    def __init__(
-        self, faults: Faults | None = None, version: str = "10.16.1.11", streamable: int = 0
-    ) -> None:
+    def __init__(self, faults: Faults | None = None, version: str = VERSION, streamable: int = 0) -> None:
         self.faults = faults or Faults()
         self.version = version
         self.streamable = streamable
@@ -396,7 +443,8 @@ class World:
         self.refitted = False
         self.config: _Config | None = None
         self.engine: _Engine | None = None
-        self.cuda = Cuda(self.faults)
+        self.contexts = DriverApi(self.faults)
+        self.cuda = Cuda(self.faults, self.contexts)
         self.driver = Driver(self.faults)
         self.trt = Trt(self)
 
@@ -405,6 +453,7 @@ class World:
         load = ctypes.CDLL
         patch.setitem(sys.modules, "tensorrt", self.trt)  # type: ignore[arg-type]
         patch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)  # type: ignore[arg-type]
+        patch.setitem(sys.modules, "cuda.bindings.driver", self.contexts)  # type: ignore[arg-type]
         patch.setattr(
             ctypes,
             "CDLL",
@@ -436,6 +485,9 @@ class Trt:
         "BuilderFlag",
         *("TF32", "VERSION_COMPATIBLE", "STRIP_PLAN", "REFIT_IDENTICAL", "REFIT", "WEIGHT_STREAMING"),
     )
+    ExecutionContextAllocationStrategy = _members(
+        "ExecutionContextAllocationStrategy", "STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"
+    )
     HardwareCompatibilityLevel = _members(
         "HardwareCompatibilityLevel", "NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"
     )
@@ -466,7 +518,7 @@ class Trt:
         return self._made("Runtime", _Runtime(self._world))
 
     def Refitter(self, engine: Any, log: Any) -> Any:
-        return self._made("Refitter", _Refitter(self._world))
+        return self._made("Refitter", _Refitter(self._world, engine))
 
     def OnnxParserRefitter(self, refitter: Any, log: Any) -> Any:
-        return self._made("OnnxParserRefitter", _OnnxParserRefitter(self._world, _Network(self._world)))
+        return self._made("OnnxParserRefitter", _OnnxParserRefitter(self._world, refitter))

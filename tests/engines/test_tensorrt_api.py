@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from tests.engines import fake_cuda, fake_tensorrt, tensorrt_stubs
 
+from saccade.engines.cuda import DEFAULT_STREAM
 from saccade.engines.tensorrt import bindings, flavours
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,13 +154,23 @@ def test_the_stand_in_knows_no_more_than_tensorrt(stand_in: str, name: str, vers
     assert {n for n in vars(getattr(fake_tensorrt, stand_in)) if not n.startswith("_")} <= known
 
 
-def test_the_stand_in_of_cuda_has_real_names() -> None:
-    real = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-    names = {n for n in vars(fake_cuda.Cuda) if n.startswith("cuda")}
-    assert len(names) > 12
+@pytest.mark.parametrize(
+    ("module", "stand_in", "prefix"),
+    [("runtime", fake_cuda.Cuda, "cuda"), ("driver", fake_cuda.DriverApi, "cu")],
+)
+def test_the_stand_in_of_cuda_has_real_names(module: str, stand_in: type, prefix: str) -> None:
+    real = pytest.importorskip(f"cuda.bindings.{module}", reason="cuda-python is not installed")
+    names = {n for n in vars(stand_in) if n.startswith(prefix) and n != "current"}
+    assert len(names) > 7
     assert {name for name in names if not hasattr(real, name)} == set()
+
+
+def test_cuda_has_what_is_asked_of_its_objects() -> None:
+    real = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
     for kind in ("HostToDevice", "DeviceToHost", "DeviceToDevice"):
         assert hasattr(real.cudaMemcpyKind, f"cudaMemcpy{kind}")
+    assert hasattr(real.cudaPointerAttributes, "device")
+    assert int(real.cudaStreamLegacy) == DEFAULT_STREAM
 
 
 @pytest.mark.slow

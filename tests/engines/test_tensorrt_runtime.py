@@ -12,19 +12,18 @@ import gc
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.engines.fake_tensorrt import IMAGE, IN_A_CHILD, World, logits
+from tests.engines.fake_tensorrt import IMAGE, VERSION, OnDevice, World, image, logits
 from tests.engines.faults import Faults
 
-from saccade.engines.engine import EngineOptions, TensorSpec, open_engine
+from saccade.engines.engine import EngineOptions, open_engine
 from saccade.engines.tensorrt import plans
-from saccade.engines.tensorrt.builder import Source, build_plan
-from saccade.engines.tensorrt.options import BatchRange, BuildOptions
 from saccade.engines.tensorrt.runtime import TensorRtEngine
 from saccade.errors import (
     BundleError,
@@ -35,57 +34,6 @@ from saccade.errors import (
     SaccadeError,
     UsageError,
 )
-
-VERSION = "10.16.1.11"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SACCADE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Build a plan with the stand-in, in a child as always: the folder of the plan."""
-    library = tmp_path_factory.mktemp("library")
-    (library / "tensorrt.py").write_text(IN_A_CHILD.format(version=VERSION))
-
-    def _make(**options: Any) -> Path:
-        bundle = tmp_path_factory.mktemp("bundle")
-        (bundle / "graphs").mkdir()
-        (bundle / "graphs" / "model.onnx").write_text("FLOAT")
-        digest = "acb3b2e1f0b4f1d9"  # of no file: only a refit compares it
-        source = Source(
-            "tiny",
-            "model",
-            bundle / "graphs" / "model.onnx",
-            {"graphs/model.onnx": digest},
-            (TensorSpec("image", "float32", ("batch", *IMAGE)),),
-            (TensorSpec("logits", "float32", ("batch", 10)),),
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(library))
-            chosen = BuildOptions(**{"batch": BatchRange(1, 2, 4), **options})
-            folder, _ = build_plan(source, chosen, bundle / "engines")
-        return folder
-
-    return _make
-
-
-@pytest.fixture(scope="module")
-def plan(make: Callable[..., Path]) -> Path:
-    return make()
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(version=VERSION).enter(monkeypatch)
-
-
-def image(batch: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).standard_normal((batch, *IMAGE)).astype(np.float32)
 
 
 def test_a_plan_gives_what_its_graph_computes(plan: Path, world: World) -> None:
@@ -114,8 +62,8 @@ def test_equal_shapes_are_replayed_from_their_third_run_on(plan: Path, world: Wo
             pixels = image(batch, seed=len(launches))
             np.testing.assert_array_equal(engine.run({"image": pixels})["logits"], logits(pixels))
             launches.append(world.cuda.launches)
-    # A graph is recorded after one plain run of its shape, and dropped when the shape changes.
-    assert launches == [0, 1, 2, 2, 3, 3]
+    # A graph is recorded after one plain run of its shape, and serves that shape from then on.
+    assert launches == [0, 1, 2, 2, 3, 4]
 
 
 def test_without_cuda_graphs_every_run_is_enqueued(plan: Path, world: World) -> None:
@@ -123,16 +71,6 @@ def test_without_cuda_graphs_every_run_is_enqueued(plan: Path, world: World) -> 
         for _ in range(3):
             engine.run({"image": image(2)})
     assert world.cuda.launches == 0
-
-
-class OnDevice:
-    """An array in the stand-in's device memory, as another library would hand it over."""
-
-    def __init__(self, world: World, array: np.ndarray[Any, Any], **changes: Any) -> None:
-        _, address = world.cuda.cudaMalloc(array.nbytes)
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
-        data = {"shape": array.shape, "typestr": array.dtype.str, "data": (address, False), "version": 3}
-        self.__cuda_array_interface__ = {**data, "strides": None, "stream": None, **changes}
 
 
 def test_device_arrays_go_in_and_come_out(plan: Path, world: World) -> None:
@@ -330,13 +268,15 @@ def test_a_stripped_plan_is_refitted_from_its_own_graph(make: Callable[..., Path
 
 # --- every call fails once -----------------------------------------------------------------------------
 
-# A graph that cannot be recorded is done without: these, and the one execution that is recorded.
-HARMLESS = [
-    "cudaGraphInstantiate",
-    "cudaStreamBeginCapture",
-    "cudaStreamEndCapture",
-    "execute_async_v3",
-]
+# A graph that cannot be recorded is done without: these, and the one execution that is recorded. Where the
+# CUDA context is gone at the end, so is all that would be freed in it.
+HARMLESS = {
+    "cudaGraphInstantiate": 1,
+    "cudaStreamBeginCapture": 1,
+    "cudaStreamEndCapture": 1,
+    "execute_async_v3": 1,
+    "cuCtxPushCurrent": 1,
+}
 
 
 def use(folder: Path) -> list[np.ndarray[Any, Any]]:
@@ -369,7 +309,8 @@ def test_every_failing_call_is_our_error_and_leaves_nothing(
             assert all(np.array_equal(each, logits(image(2))) for each in found), name
         assert world.faults.struck == name
         assert world.cuda.leaks == [], name
-    assert sorted(harmless) == HARMLESS
+    # By its sign set_device_memory cannot fail; the contexts of the largest shapes never run here.
+    assert Counter(name for name in harmless if raises or name != "set_device_memory") == HARMLESS
 
 
 def strike(world: World, name: str) -> None:
@@ -404,3 +345,66 @@ def test_a_failed_run_quotes_nvidia_and_the_next_one_works(
             engine.run({"image": image(2)})
         for _ in range(3):
             np.testing.assert_array_equal(engine.run({"image": image(2)})["logits"], logits(image(2)))
+
+
+# --- weights that are replaced -------------------------------------------------------------------------
+
+
+def test_a_refittable_plan_takes_other_weights(
+    make: Callable[..., Path], world: World, tmp_path: Path
+) -> None:
+    doubled = tmp_path / "doubled.onnx"
+    doubled.write_text("FLOAT 2")
+    with TensorRtEngine(make(refittable=True), EngineOptions(contexts=2)) as engine:
+        for _ in range(3):
+            np.testing.assert_array_equal(engine.run({"image": image(2)})["logits"], logits(image(2)))
+        engine.refit(doubled)
+        for _ in range(3):
+            np.testing.assert_array_equal(engine.run({"image": image(2)})["logits"], logits(image(2)) * 2)
+
+
+def test_other_weights_wait_for_runs(make: Callable[..., Path], world: World, tmp_path: Path) -> None:
+    doubled = tmp_path / "doubled.onnx"
+    doubled.write_text("FLOAT 2")
+    running, finish = threading.Event(), threading.Event()
+    enqueue = world.cuda.enqueue
+
+    def slowly(stream: int, work: Callable[[], None]) -> None:
+        running.set()
+        assert finish.wait(20)
+        enqueue(stream, work)
+
+    world.cuda.enqueue = slowly  # type: ignore[method-assign]
+    found: list[np.ndarray[Any, Any]] = []
+    with TensorRtEngine(make(refittable=True), EngineOptions(contexts=2)) as engine:
+        run = threading.Thread(target=lambda: found.append(engine.run({"image": image(1)})["logits"]))
+        run.start()
+        assert running.wait(20)
+        refit = threading.Thread(target=lambda: engine.refit(doubled))
+        refit.start()
+        refit.join(0.2)
+        assert not world.refitted
+        finish.set()
+        run.join()
+        refit.join()
+        np.testing.assert_array_equal(found[0], logits(image(1)))
+        np.testing.assert_array_equal(engine.run({"image": image(1)})["logits"], logits(image(1)) * 2)
+
+
+@pytest.mark.parametrize("name", ["refit_from_file", "refit_cuda_engine", "OnnxParserRefitter"])
+def test_weights_that_do_not_fit_end_the_engine(make: Callable[..., Path], world: World, name: str) -> None:
+    folder = make(refittable=True)
+    graph = folder.parent.parent / "graphs" / "model.onnx"
+    with TensorRtEngine(folder, EngineOptions()) as engine:
+        strike(world, name)
+        with pytest.raises(EngineError, match="cannot be refitted"):
+            engine.refit(graph)
+        with pytest.raises(ClosedError, match="is closed: load it again"):
+            engine.run({"image": image(1)})
+
+
+def test_other_plans_keep_their_weights(plan: Path, world: World) -> None:
+    with TensorRtEngine(plan, EngineOptions()) as engine:
+        with pytest.raises(UsageError, match="keeps its weights: saccade build tiny --refittable"):
+            engine.refit(plan.parent.parent / "graphs" / "model.onnx")
+        engine.run({"image": image(1)})
