@@ -28,6 +28,8 @@ OPERANDS: Mapping[str, str] = {
     "bf16": "BF16",
     "int8": "FLOAT",  # between Q/DQ nodes, which the builder fuses into the layers
 }
+# What a finished plan must show: where nothing is int8 in it, the Q/DQ nodes were computed and not fused.
+PLAN_TYPES: Mapping[str, str] = {**OPERANDS, "int8": "INT8"}
 NUMPY: Mapping[str, str] = {
     "FLOAT": "float32",
     "HALF": "float16",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from saccade.engines.tensorrt.bindings import Bindings, ICudaEngine
-from saccade.engines.tensorrt.network import OPERANDS
+from saccade.engines.tensorrt.network import PLAN_TYPES
 from saccade.engines.tensorrt.options import BuildOptions
 from saccade.errors import EngineError
 
@@ -32,7 +32,7 @@ def read_back(trt: Bindings, log: Any, options: BuildOptions, plan: memoryview) 
     if engine is None:
         return {}
     found = engine_types(trt, engine)
-    wanted = OPERANDS[options.precision]
+    wanted = PLAN_TYPES[options.precision]
     lower = {"HALF", "BF16"} - {wanted}
     if found and (wanted not in found or lower & set(found)):
         counts = ", ".join(f"{count} tensors in {name}" for name, count in found.items())

@@ -55,7 +55,7 @@ def build(
     engines = bundle.path / plans.FOLDER
     if not os.access(bundle.path, os.W_OK):
         raise UsageError(f"{bundle.path} cannot be written: cp -r {bundle.path} DIR, and build that copy")
-    resolved = _with_binding(chosen, bundle.name)
+    resolved = _with_binding(chosen, bundle)
     built: list[Built] = []
     try:
         for name in bundle.graphs:
@@ -108,6 +108,16 @@ def _source(bundle: bundles.Bundle, name: str, options: BuildOptions) -> Source:
     )
 
 
+def sums(bundle: bundles.Bundle, precision: str) -> dict[str, str]:
+    """sha256 of all that plans in `precision` come from, by path in the bundle."""
+    found: dict[str, str] = {}
+    for name in bundle.graphs:
+        files = bundles.graph_in(bundle, name, precision).files
+        for variant in {"source", "tensorrt"} & set(files):
+            found |= _sums(bundle, files[variant])
+    return found
+
+
 def _sums(bundle: bundles.Bundle, graph: Path) -> dict[str, str]:
     """sha256 of the graph's file and of the weights beside it."""
     own = graph.relative_to(bundle.path)
@@ -118,12 +128,12 @@ def _sums(bundle: bundles.Bundle, graph: Path) -> dict[str, str]:
     }
 
 
-def _with_binding(options: BuildOptions, model: str) -> BuildOptions:
+def _with_binding(options: BuildOptions, bundle: bundles.Bundle) -> BuildOptions:
     """`options` with "auto" decided."""
     if options.binding != "auto":
         return options
     from saccade.acceptance.records import plugin_speedup
 
     gpu = find_gpu() if flavour(options.flavour).aot_plugins else None
-    faster = gpu is not None and plugin_speedup(model, gpu.name, options.precision) >= _FASTER
-    return dataclasses.replace(options, binding="plugin" if faster else "function")
+    gain = plugin_speedup(sums(bundle, options.precision), gpu.name, options.precision) if gpu else 0.0
+    return dataclasses.replace(options, binding="plugin" if gain >= _FASTER else "function")

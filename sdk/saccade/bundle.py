@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from saccade.engines.conformance import Sample, read_sample
+from saccade.engines.detections import is_reference
 from saccade.engines.engine import TensorSpec
 from saccade.errors import BundleError, ExportError, UsageError
 from saccade.models.card import Card
@@ -32,6 +33,7 @@ MANIFEST = "bundle.json"
 MANIFEST_LIMIT = 16 * 2**20  # bytes; 21,841 labels take 0.5 MB
 CHUNK = 2**20
 _FLOAT32 = ("fp32", "tf32")
+_TF32_ROUNDOFF = 2.0**-11  # of what products multiply; sums are float32
 _HASHING_THREADS = 4
 
 
@@ -86,16 +88,24 @@ def sample_of(bundle: Bundle, name: str, precision: str = "fp32") -> Sample:
             f"{bundle.path} has no sample, no conformance.npz, of its graph {name!r}: export the bundle again"
         )
     sample = read_sample(graph.sample)
-    if precision in _FLOAT32:
+    if precision == "fp32":
         return sample
-    record = bundle.derived[graph.files["source"].relative_to(bundle.path).as_posix()]
-    if set(record["tolerances"]) != set(sample.outputs):
+    if precision == "tf32":
+        from saccade.conversion import with_noise_floors, with_tolerances
+
+        held = with_tolerances(with_noise_floors(bundle, name), _TF32_ROUNDOFF)
+        tolerances = {} if is_reference(sample.outputs) else held.tolerances
+    else:
+        path = graph.files["source"].relative_to(bundle.path).as_posix()
+        tolerances = dict(bundle.derived[path]["tolerances"])
+    if set(tolerances) != set(sample.outputs):
+        command = f"saccade verify {bundle.path} --layers"
         raise BundleError(
             f"{bundle.path} has no answers in {precision} to compare with: what a detector chooses may "
-            f"change with rounding. Compare its layers: saccade verify {bundle.path} --layers "
-            f"--precision {precision}"
+            f"change with rounding. Compare "
+            + ("it in fp32" if precision == "tf32" else f"its layers: {command} --precision {precision}")
         )
-    return replace(sample, tolerances=dict(record["tolerances"]))
+    return replace(sample, tolerances=tolerances)
 
 
 def home() -> Path:

@@ -73,7 +73,7 @@ def convert(
         copy_files(bundle, folder)
         manifest, report = manifest_of(bundle), report_of(bundle)
         for key in bundle.graphs:
-            samples = [_sample(bundle, key), *_answered(bundle, key, shown.get(key, []))]
+            samples = [with_noise_floors(bundle, key), *_answered(bundle, key, shown.get(key, []))]
             for precision in precisions:
                 say = partial(_say, progress, key)
                 made = _convert(bundle, key, precision, samples, folder / "graphs", say)
@@ -321,7 +321,7 @@ def report_of(bundle: Bundle) -> dict[str, Any]:
 # --- what is compared ----------------------------------------------------------------------------------
 
 
-def _sample(bundle: Bundle, key: str) -> Sample:
+def with_noise_floors(bundle: Bundle, key: str) -> Sample:
     """The graph's sample, with the float32 noise floors of its outputs in the place of tolerances."""
     sample = bundles.sample_of(bundle, key)
     rows = [row for row in report_of(bundle)["comparisons"] if row["graph"].split(".")[0] == key]
@@ -356,7 +356,7 @@ def _answered(bundle: Bundle, key: str, feeds: Sequence[Mapping[str, Any]]) -> l
     if not feeds:
         return []
     graph = bundle.graphs[key]
-    floors = _sample(bundle, key).tolerances
+    floors = with_noise_floors(bundle, key).tolerances
     with open_engine(graph.files, "onnxruntime") as engine:
         return [Sample(feed, engine.run(feed), floors) for feed in feeds]
 

@@ -7,6 +7,7 @@ stops no other row. Records are written row by row, so that a run that was cut s
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from saccade import builds
 from saccade import bundle as bundles
 from saccade.acceptance import accuracy, device, records
 from saccade.acceptance.device import Findings
@@ -41,8 +43,9 @@ class Request:
     """What to accept.
 
     models: bundles, or names of the zoo; these are exported, with `weights`/NAME.* or with random ones.
-    batch: of the profile, of detectors at most 2; timed at its middle. imagenet, coco: labelled data, for
-    bundles with weights.
+    batch: of the profile, of detectors at most 2; timed at its middle. size: of the profile, where picture
+    sizes are free; those of the bundle's sample are within. imagenet, coco: labelled data, for models whose
+    accuracy was published with their weights.
     out: folder of the records. again: repeat rows that were accepted before.
     target: TensorRT for RTX's, to rehearse on a machine without a GPU: what can be built is built, and
     nothing is accepted.
@@ -66,6 +69,14 @@ class Request:
         for folder in (self.weights, self.imagenet, self.coco):
             if folder is not None and not folder.is_dir():
                 raise UsageError(f"{folder} is not a folder")
+        for precision in self.precisions:
+            self.options(precision)
+
+    def options(self, precision: Precision) -> BuildOptions:
+        """How plans in `precision` are built; UsageError for what cannot be asked of this flavour."""
+        return BuildOptions(
+            flavour=self.flavour, precision=precision, batch=self.batch, size=self.size, target=self.target
+        )
 
 
 def accept(
@@ -81,7 +92,7 @@ def accept(
         chosen = flavour(request.flavour)
         raise MissingDependency(f"{request.flavour} is not installed: {chosen.install}")
     gpu = _NO_GPU if request.target else require_gpu()
-    earlier = {record.file_name: record for record in _written(request.out)}
+    earlier = {record.file_name: record for record in records.within(request.out)}
     for model in request.models:
         for precision in request.precisions:
             found = _row(request, model, precision, gpu, version, earlier, progress)
@@ -90,12 +101,6 @@ def accept(
                 if gpu is not _NO_GPU:
                     records.write(found, records.folders()[1])
                 yield found
-
-
-def _written(folder: Path) -> Iterator[AcceptanceRecord]:
-    for path in sorted(folder.glob("[!.]*.json")):
-        with contextlib.suppress(Exception):  # a file that is no record is no row that was accepted
-            yield records.read(path)
 
 
 def _row(
@@ -109,48 +114,67 @@ def _row(
 ) -> AcceptanceRecord | None:
     """One row; None where the same was accepted before."""
     row, findings = Row(lambda step: progress(f"{model} {precision}: {step}")), Findings()
+    options = request.options(precision)
     bundle = row.call("bundle", partial(_bundle, request, model))
     if bundle is not None and precision not in ("fp32", "tf32"):
         bundle = row.call(f"convert {precision}", partial(_converted, bundle, precision))
-    if bundle is not None:
-        record = _record(request, bundle.name, precision, gpu, version, row, findings, bundle)
-        before = earlier.get(record.file_name)
-        if before and before.verdict == "accepted" and before.version == version and not request.again:
-            return None
-        _prove(request, row, bundle, precision, findings, runs=gpu is not _NO_GPU)
-    name = bundle.name if bundle else Path(model).name
-    return _record(request, name, precision, gpu, version, row, findings, bundle)
+    if bundle is None:
+        return _record(_name(model), options, gpu, version, row, findings, None, "")
+    options, data = _fitted(options, bundle), _data(request, bundle)
+    record = partial(_record, _name(model), options, gpu, version, row, findings, bundle, data)
+    begun = record()
+    before = earlier.get(begun.file_name)
+    if before is not None and before.proves(begun) and not request.again:
+        return None
+    _prove(request, row, bundle, options, findings, runs=gpu is not _NO_GPU)
+    return record()
+
+
+def _name(model: str) -> str:
+    """Of a model of the zoo, or of a bundle's folder: what a bundle calls itself may be a model's name."""
+    return Path(model).resolve().name.removesuffix(".zip")
+
+
+def _data(request: Request, bundle: Bundle) -> str:
+    """Which data is there to measure the bundle's accuracy on; "" for none."""
+    data = "imagenet" if bundle.task == "classification" else "coco"
+    return data if getattr(request, data) is not None else ""
+
+
+def _fitted(options: BuildOptions, bundle: Bundle) -> BuildOptions:
+    """`options` for this bundle. A tensor of TensorRT holds fewer than 2^31 numbers: the regions of three
+    large pictures are more.
+    """
+    detects = bundle.task in ("detection", "instance_segmentation")
+    most = 2 if detects else options.batch.max
+    free = any("height" in spec.shape for graph in bundle.graphs.values() for spec in graph.inputs)
+    return dataclasses.replace(
+        options,
+        batch=BatchRange(*(min(each, most) for each in options.batch)),
+        size=options.size if free else None,
+    )
 
 
 def _prove(
-    request: Request, row: Row, bundle: Bundle, precision: Precision, findings: Findings, *, runs: bool
+    request: Request, row: Row, bundle: Bundle, options: BuildOptions, findings: Findings, *, runs: bool
 ) -> None:
-    free = any("height" in spec.shape for graph in bundle.graphs.values() for spec in graph.inputs)
-    options = BuildOptions(
-        flavour=request.flavour,
-        precision=precision,
-        batch=_batch(request, bundle),
-        size=request.size if free else None,
-        target=request.target,
-    )
-    device.build_and_compare(row, bundle, options, findings, runs=runs)
-    if not runs:
+    if options.size and row.call("fit sample", partial(device.check_sizes, bundle, options.size)) is None:
         return
-    device.time_baselines(row, bundle, options, findings)
-    data = request.imagenet if bundle.task == "classification" else request.coco
+    device.build_and_compare(row, bundle, options, findings, runs=runs)
+    if runs:
+        device.time_baselines(row, bundle, options, findings)
+    data = _data(request, bundle)
+    if not data:
+        return
     expected = accuracy.published(bundle)
-    if data is not None and expected and findings.built:
-        measured = row.call("measure accuracy", partial(accuracy.measure, bundle, precision, data))
-        if measured is not None:
-            findings.accuracy.update(measured)
-            row.call("compare accuracy", partial(accuracy.check, measured, expected))
-
-
-def _batch(request: Request, bundle: Bundle | None) -> BatchRange:
-    """A tensor of TensorRT holds fewer than 2^31 numbers: the regions of three large pictures are more."""
-    detects = bundle is not None and bundle.task in ("detection", "instance_segmentation")
-    most = 2 if detects else request.batch.max
-    return BatchRange(*(min(each, most) for each in request.batch))
+    if not runs or not findings.built or not expected:
+        why = "nothing was published of these weights" if findings.built else "no plan was built"
+        return row.skip("measure accuracy", why if runs else device.NO_GPU)
+    folder: Path = getattr(request, data)
+    measured = row.call("measure accuracy", partial(accuracy.measure, bundle, options.precision, folder))
+    if measured is not None:
+        findings.accuracy.update(measured)
+        row.call("compare accuracy", partial(accuracy.check, measured, expected))
 
 
 def _bundle(request: Request, model: str) -> Bundle:
@@ -160,7 +184,8 @@ def _bundle(request: Request, model: str) -> Bundle:
     if model not in ENTRIES:
         return bundles.read(bundles.resolve(model))
     weights = _weights(request.weights, model)
-    out = plans.cache() / "acceptance" / f"{model}-{weights.name if weights else 'random'}"
+    kept = f"{weights.name}-{bundles.sha256(weights)[:12]}" if weights else "random"
+    out = plans.cache() / "acceptance" / f"{model}-{kept}"
     if out.is_dir():
         return bundles.read(out)
     from saccade.export import export_bundle
@@ -181,8 +206,13 @@ def _weights(folder: Path | None, model: str) -> Path | None:
 
 
 def _converted(bundle: Bundle, precision: str) -> Bundle:
-    """The bundle with graphs in `precision`: itself, or a converted copy beside the cache's others."""
-    if all(precision in graph.files for graph in bundle.graphs.values()):
+    """The bundle with graphs in `precision`: itself, or a converted copy beside the cache's others.
+
+    UsageError where it lacks int8, with the command that makes it: that needs pictures.
+    """
+    if precision == "int8" or all(precision in graph.files for graph in bundle.graphs.values()):
+        for name in bundle.graphs:
+            bundles.graph_in(bundle, name, precision)
         return bundle
     digest = bundles.sha256(bundle.path / bundles.MANIFEST)[:12]
     out = plans.cache() / "acceptance" / f"{bundle.name}-{precision}-{digest}"
@@ -190,32 +220,34 @@ def _converted(bundle: Bundle, precision: str) -> Bundle:
 
 
 def _record(
-    request: Request,
     name: str,
-    precision: str,
+    options: BuildOptions,
     gpu: Gpu,
     version: str,
     row: Row,
     findings: Findings,
     bundle: Bundle | None,
+    data: str,
 ) -> AcceptanceRecord:
     latency, built = findings.latency_ms, findings.built
     both = "function" in latency and "plugin" in latency
     plan_of = {
         f"{binding}/{each.record.graph}": each.record for binding, made in built.items() for each in made
     }
-    complete = "function" in latency
     return AcceptanceRecord(
         model=name,
-        precision=precision,
+        graph_sha256=builds.sums(bundle, options.precision) if bundle else {},
+        precision=options.precision,
         gpu=gpu.name,
         compute_capability=gpu.capability,
         driver=gpu.driver,
-        flavour=request.flavour,
+        flavour=options.flavour,
         version=version,
         versions=_versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        batch=_batch(request, bundle).opt,
+        batch=options.batch,
+        size=options.size,
+        data=data,
         random=bundle is None or bundle.untrained,
         plan_sha256={key: record.plan_sha256 for key, record in plan_of.items()},
         engine_types={
@@ -224,7 +256,7 @@ def _record(
         latency_ms=dict(latency),
         plugin_speedup=round(latency["function"] / latency["plugin"], 4) if both else None,
         accuracy=dict(findings.accuracy),
-        verdict="failed" if row.failed_call else "accepted" if complete else "incomplete",
+        verdict="failed" if row.failed_call else "accepted" if "function" in latency else "incomplete",
         failed_call=row.failed_call,
         steps=tuple(row.steps),
         log=tuple(line for record in plan_of.values() for line in record.log)[:100],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,9 +26,11 @@ PUBLISHED_AP: Mapping[str, tuple[float, float]] = {
 
 def published(bundle: Bundle) -> dict[str, float]:
     """What was published of the bundle's weights; empty where nothing was."""
+    if bundle.untrained:
+        return {}
     if bundle.card.top1 is not None:
         return {"top1": bundle.card.top1}
-    if bundle.card.name in PUBLISHED_AP and not bundle.untrained:
+    if bundle.card.name in PUBLISHED_AP:
         box, mask = PUBLISHED_AP[bundle.card.name]
         return {"box_ap": box, "mask_ap": mask}
     return {}
@@ -44,12 +47,17 @@ def measure(bundle: Bundle, precision: str, data: Path) -> dict[str, float]:
             report = evaluate(predictor, data)
         else:
             report = evaluate(predictor, data / "val2017", annotations=annotated)
+    found: dict[str, float | None]
     if isinstance(report, Accuracy):
-        return {"top1": report.top1}
-    if isinstance(report, CocoAccuracy):
-        found = {"box_ap": report.boxes.ap, "mask_ap": report.masks.ap if report.masks else None}
-        return {name: 100 * value for name, value in found.items() if value is not None}
-    raise UsageError(f"{bundle.name} is made for {bundle.task}, of which no accuracy is reproduced")
+        found = {"top1": report.top1}
+    elif isinstance(report, CocoAccuracy):
+        shares = {"box_ap": report.boxes.ap, "mask_ap": report.masks.ap if report.masks else None}
+        found = {name: None if share is None else 100 * share for name, share in shares.items()}
+    else:
+        raise UsageError(f"{bundle.name} is made for {bundle.task}, of which no accuracy is reproduced")
+    if not all(math.isfinite(value) for value in found.values() if value is not None):
+        raise EngineError(f"accuracy on {data} is no number: {found}")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def check(measured: Mapping[str, float], expected: Mapping[str, float]) -> str:

@@ -18,6 +18,7 @@ from saccade.errors import MissingDependency, UsageError
 if TYPE_CHECKING:
     from saccade.bundle import Bundle
 
+_TORCH = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _WARM_UP = 5  # runs: kernels are loaded, CUDA graphs recorded
 _SECONDS, _LEAST = 2.0, 10  # of timed runs
 
@@ -60,7 +61,9 @@ def torch_compiled(bundle: Bundle, precision: str, feeds: Mapping[str, Any]) -> 
         raise UsageError(
             f"{bundle.name} has graphs {', '.join(bundle.graphs)}: only one of one graph is compiled"
         )
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    if precision not in _TORCH:
+        raise UsageError(f"torch.compile runs no {precision}")
+    dtype = getattr(torch, _TORCH[precision])
     module = merge(create(bundle.card.name, **bundle.provenance.get("config", {})).eval()).cuda().to(dtype)
     compiled = torch.compile(module, dynamic=False)
 

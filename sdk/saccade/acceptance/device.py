@@ -5,26 +5,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from saccade import builds
 from saccade import bundle as bundles
 from saccade.acceptance import baselines
 from saccade.acceptance.row import Row
-from saccade.builds import BuildOptions, Built
+from saccade.builds import BuildOptions, Built, SizeRange
 from saccade.bundle import Bundle
+from saccade.engines.conformance import Sample
 from saccade.engines.engine import Engine, EngineOptions, TensorSpec, open_engine
 from saccade.engines.tensorrt.builder import Source, build_plan
 from saccade.engines.tensorrt.flavours import PLUGINS_SINCE, flavour, installed_version, version_numbers
+from saccade.engines.tensorrt.network import PLAN_TYPES
 from saccade.engines.tensorrt.options import Binding
-from saccade.errors import EngineError
+from saccade.errors import EngineError, UsageError
 
-_OPERANDS = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
-_ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+_ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-24}
+NO_GPU = "this machine has no GPU"
 _CUDA = EngineOptions(device="cuda")
 
 
@@ -41,39 +45,45 @@ def build_and_compare(
     row: Row, bundle: Bundle, options: BuildOptions, findings: Findings, *, runs: bool
 ) -> None:
     """Both bindings of one bundle in one precision. runs: whether there is a GPU to run them on."""
-    bindings: list[Binding] = ["function"]
-    if _takes_plugins(bundle, options):
-        bindings.append("plugin")
-    for binding in bindings:
+    layers = row.call("read graphs", partial(_with_layers, bundle, options.precision)) or ()
+    for binding in _bindings(options, layers):
         chosen = _with_binding(options, binding)
         built = row.call(f"build {binding}", partial(builds.build, bundle.path, chosen))
         if built is None:
             continue
         findings.built[binding] = built
         if runs:
-            run_and_compare(row, bundle, built, chosen, findings)
+            run_and_compare(row, bundle, built, chosen, findings, layers)
             continue
         row.call(f"inspect {binding}", partial(_inspect_unopened, built, options.precision))
         for name in (f"run {binding}", f"time {binding}"):
-            row.skip(name, "this machine has no GPU")
+            row.skip(name, NO_GPU)
 
 
 def run_and_compare(
-    row: Row, bundle: Bundle, built: tuple[Built, ...], options: BuildOptions, findings: Findings
+    row: Row,
+    bundle: Bundle,
+    built: tuple[Built, ...],
+    options: BuildOptions,
+    findings: Findings,
+    layers: Sequence[str],
 ) -> None:
-    """The plans of one binding on this GPU: types read back, beside torch, layer by layer, and timed."""
+    """The plans of one binding on this GPU: types read back, beside torch, layer by layer, and timed.
+
+    layers: names of the graphs that have semantic-token layers.
+    """
     binding = options.binding
     row.call(f"inspect {binding}", partial(_inspect, built, options.precision))
-    row.call(f"run {binding}", partial(_run, bundle, built, options.precision))
-    if _has_layers(bundle):
-        row.call(f"layers {binding}", partial(_layers, bundle, options))
+    row.call(f"run {binding}", partial(_run, bundle, built, options))
+    if layers:
+        row.call(f"layers {binding}", partial(_layers, bundle, options, layers))
     latency = row.call(f"time {binding}", partial(_time, bundle, built, options))
     if latency is not None:
         findings.latency_ms[binding] = latency
 
 
 def time_baselines(row: Row, bundle: Bundle, options: BuildOptions, findings: Findings) -> None:
-    """torch.compile and ONNX Runtime beside the plans; what is not installed is skipped."""
+    """torch.compile and ONNX Runtime beside the plans; what does not run there is skipped."""
     calls: dict[str, Callable[[], float]] = {
         "torch.compile": partial(_time_torch, bundle, options),
         "onnxruntime-cuda": partial(_time_onnxruntime, bundle, options),
@@ -84,6 +94,21 @@ def time_baselines(row: Row, bundle: Bundle, options: BuildOptions, findings: Fi
             findings.latency_ms[name] = latency
 
 
+def check_sizes(bundle: Bundle, size: SizeRange) -> str:
+    """UsageError where the profile has no place for the sample's pictures, the ones with known answers."""
+    (name,) = (name for name, graph in bundle.graphs.items() if "height" in graph.inputs[0].shape)
+    height, width = bundles.sample_of(bundle, name).inputs["image"].shape[2:]
+    low, best, high = size
+    least, most = (min(low[0], height), min(low[1], width)), (max(high[0], height), max(high[1], width))
+    if (least, most) != (low, high):
+        wanted = ",".join(f"{h}x{w}" for h, w in (least, best, most))
+        raise UsageError(
+            f"{bundle.name} has known answers for pictures of {height}x{width}, which are outside of the "
+            f"profile: --size {wanted}"
+        )
+    return f"{height}x{width}"
+
+
 # --- one step each -------------------------------------------------------------------------------------
 
 
@@ -91,18 +116,38 @@ def _with_binding(options: BuildOptions, binding: Binding) -> BuildOptions:
     return dataclasses.replace(options, binding=binding)
 
 
-def _takes_plugins(bundle: Bundle, options: BuildOptions) -> bool:
+def _bindings(options: BuildOptions, layers: Sequence[str]) -> list[Binding]:
     version = installed_version(options.flavour) if flavour(options.flavour).aot_plugins else None
-    return version is not None and version_numbers(version) >= PLUGINS_SINCE and _has_layers(bundle)
+    plugins = version is not None and version_numbers(version) >= PLUGINS_SINCE and bool(layers)
+    return ["function", "plugin"] if plugins else ["function"]
 
 
-def _has_layers(bundle: Bundle) -> bool:
+def _with_layers(bundle: Bundle, precision: str) -> tuple[str, ...]:
+    """Names of the graphs that have semantic-token layers."""
     import onnx
 
     from saccade.acceptance.layers import has_layers
 
-    sources = (graph.files["source"] for graph in bundle.graphs.values())
-    return any(has_layers(onnx.load(path, load_external_data=False)) for path in sources)
+    paths = {name: bundles.graph_in(bundle, name, precision).files["source"] for name in bundle.graphs}
+    return tuple(
+        name for name, path in paths.items() if has_layers(onnx.load(path, load_external_data=False))
+    )
+
+
+def _sample(bundle: Bundle, name: str, options: BuildOptions, *, answers: bool = True) -> Sample:
+    """The graph's sample with as many rows as the profile takes: repeated, or the first ones.
+
+    answers: False for what has none in this precision that could be compared.
+    """
+    sample = bundles.sample_of(bundle, name, options.precision if answers else "fp32")
+    rows = len(next(iter(sample.inputs.values())))
+    wanted = min(max(rows, options.batch.min), options.batch.max)
+    places = np.arange(wanted) % rows
+    return Sample(
+        {key: values[places] for key, values in sample.inputs.items()},
+        {key: values[places] for key, values in sample.outputs.items()},
+        sample.tolerances,
+    )
 
 
 def _inspect_unopened(built: tuple[Built, ...], precision: str) -> str:
@@ -120,7 +165,7 @@ def _inspect(built: tuple[Built, ...], precision: str) -> str:
         types = each.record.engine_types
         if not types:
             raise EngineError(f"{each.path.name}: the inspector names no types; build on this GPU")
-        if _OPERANDS[precision] not in types:
+        if PLAN_TYPES[precision] not in types:
             raise EngineError(f"{each.path.name} was to run in {precision} and runs in {', '.join(types)}")
     return "; ".join(f"{each.record.graph}: {dict(each.record.engine_types or {})}" for each in built)
 
@@ -129,14 +174,14 @@ def _opened(built: Built) -> Engine:
     return open_engine({"source": built.path, "tensorrt": built.path}, "tensorrt", _CUDA)
 
 
-def _run(bundle: Bundle, built: tuple[Built, ...], precision: str) -> str:
+def _run(bundle: Bundle, built: tuple[Built, ...], options: BuildOptions) -> str:
     """The bundle's sample, answered by torch in float64, repeated by the plan."""
     worst = 0.0
     for each in built:
-        if precision not in ("fp32", "tf32") and any(spec.name == "count" for spec in each.record.outputs):
-            _run_choices(bundle, each)
+        if options.precision != "fp32" and any(spec.name == "count" for spec in each.record.outputs):
+            _run_choices(bundle, each, options)
             continue
-        sample = bundles.sample_of(bundle, each.record.graph, precision)
+        sample = _sample(bundle, each.record.graph, options)
         with _opened(each) as engine:
             for difference in sample.differences(engine.run(sample.inputs)):
                 if not difference.agrees:
@@ -148,29 +193,26 @@ def _run(bundle: Bundle, built: tuple[Built, ...], precision: str) -> str:
     return f"at most {worst:.2f} of the tolerance"
 
 
-def _run_choices(bundle: Bundle, built: Built) -> None:
+def _run_choices(bundle: Bundle, built: Built, options: BuildOptions) -> None:
     """What a detector chooses may change with rounding: its answers must be there, and be numbers."""
-    import numpy as np
-
+    sample = _sample(bundle, built.record.graph, options, answers=False)
     with _opened(built) as engine:
-        found = engine.run(bundles.sample_of(bundle, built.record.graph).inputs)
+        found = engine.run(sample.inputs)
     if not all(np.isfinite(values).all() for values in found.values()) or not found["count"].any():
         raise EngineError(f"{built.record.graph}: the plan finds nothing, or no numbers, in the sample")
 
 
-def _layers(bundle: Bundle, options: BuildOptions) -> str:
+def _layers(bundle: Bundle, options: BuildOptions, names: Sequence[str]) -> str:
     """Every semantic-token layer beside torch. EngineError names the first that differs."""
     import onnx
 
-    from saccade.acceptance.layers import compare, has_layers, watched
+    from saccade.acceptance.layers import compare, watched
 
     count, worst = 0, 0.0
     with tempfile.TemporaryDirectory(prefix="saccade-accept-") as scratch:
-        for name, graph in bundle.graphs.items():
-            path = bundles.graph_in(bundle, name, options.precision).files["source"]
-            model = onnx.load(path)
-            if not has_layers(model):
-                continue
+        for name in names:
+            graph = bundles.graph_in(bundle, name, options.precision)
+            model = onnx.load(graph.files["source"])
             shown = watched(model)
             target = Path(scratch) / name / "graphs" / "layers.onnx"
             target.parent.mkdir(parents=True)
@@ -178,7 +220,7 @@ def _layers(bundle: Bundle, options: BuildOptions) -> str:
             outputs = tuple(TensorSpec(value.name, "float32", ()) for value in shown.graph.output)
             source = Source(f"{bundle.name} layers", name, target, {}, graph.inputs, outputs)
             folder, _ = build_plan(source, options, target.parents[1] / "engines")
-            feeds = bundles.sample_of(bundle, name).inputs
+            feeds = _sample(bundle, name, options, answers=False).inputs
             with open_engine({"source": folder, "tensorrt": folder}, "tensorrt", _CUDA) as engine:
                 answers = engine.run(feeds)
             for layer in compare(model, answers, roundoff=_ROUNDOFF[options.precision]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import secrets
@@ -19,10 +20,12 @@ from typing import Any
 from saccade.engines.tensorrt import plans
 from saccade.errors import BundleError
 
-SCHEMA = 1
+SCHEMA = 2  # 2: what a row is of, its graphs' sums, profile and data
 VERDICTS = ("accepted", "failed", "incomplete")
 OUTCOMES = ("passed", "failed", "skipped")
+DATA = ("imagenet", "coco")
 _LIMIT = 2**20  # bytes; larger files are no records
+logger = logging.getLogger("saccade")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +42,22 @@ class Step:
 class AcceptanceRecord:
     """One model in one precision on one GPU.
 
-    model: the bundle's name. gpu, compute_capability ("90"), driver: as the driver says. flavour, version: of
-    TensorRT. versions: of Python packages. plan_sha256, engine_types: by binding and graph, as
-    "function/model"; types are the plan's own,
-    read back. latency_ms: median of one run at `batch` pictures, copies from and to the host included, by
-    what ran ("function", "plugin", "torch.compile", "onnxruntime-cuda"). plugin_speedup: latency of the
+    model: as asked for: a name of the zoo, or that of the bundle's folder. graph_sha256: of what the row is
+    of, graphs and weights, by path in the bundle; {} where there was no bundle. gpu, driver, and
+    compute_capability ("90"): as the driver says. flavour, version: of TensorRT. versions: of Python
+    packages. batch, size: the profile, (min, opt, max); None for pictures of one size. data: "imagenet" or
+    "coco" where accuracy was asked for. random: whether the weights were random: nothing is then said of
+    accuracy.
+
+    plan_sha256, engine_types: by binding and graph, as "function/model"; types are the plan's own, read back.
+    latency_ms: median of one run at the middle of `batch` and `size`, copies from and to the host included,
+    by what ran ("function", "plugin", "torch.compile", "onnxruntime-cuda"). plugin_speedup: latency of the
     function plan over that of the plugin plan, whole engine; None where either is missing. accuracy: what was
     measured beside what was published. verdict: of `VERDICTS`; failed_call: the first that failed.
-    random: whether the weights were random: nothing is then said of accuracy.
     """
 
     model: str
+    graph_sha256: Mapping[str, str]
     precision: str
     gpu: str
     compute_capability: str
@@ -58,7 +66,9 @@ class AcceptanceRecord:
     version: str
     versions: Mapping[str, str]
     date: str
-    batch: int
+    batch: tuple[int, int, int]
+    size: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None
+    data: str
     random: bool
     plan_sha256: Mapping[str, str]
     engine_types: Mapping[str, Mapping[str, int]]
@@ -81,6 +91,12 @@ class AcceptanceRecord:
         gpu = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
         return f"{self.model}-{self.precision}-{gpu}-{self.flavour}.json"
 
+    def proves(self, other: AcceptanceRecord) -> bool:
+        """Whether `other`, a row that is only begun, would prove nothing that this one has not."""
+        asked = ("graph_sha256", "precision", "flavour", "version", "gpu", "batch", "size")
+        same = all(getattr(self, name) == getattr(other, name) for name in asked)
+        return self.verdict == "accepted" and same and other.data in ("", self.data)
+
     def to_json(self) -> dict[str, Any]:
         """Plain dict of JSON types; `read` is its inverse."""
         return {
@@ -90,18 +106,38 @@ class AcceptanceRecord:
         }
 
 
+def _sums(value: Any) -> bool:
+    return _table(value, lambda s: _text(s) and re.fullmatch(r"[0-9a-f]{64}", s) is not None)
+
+
+def _rising(value: Any) -> bool:
+    """Whether these are a least, a most frequent and a greatest number."""
+    numbers = isinstance(value, list | tuple) and len(value) == 3 and all(type(n) is int for n in value)
+    return numbers and 1 <= value[0] <= value[1] <= value[2]
+
+
+def _sizes(value: Any) -> bool:
+    pairs = isinstance(value, list | tuple) and all(
+        isinstance(v, list | tuple) and len(v) == 2 for v in value
+    )
+    return pairs and all(_rising([size[axis] for size in value]) for axis in (0, 1))
+
+
 # Field -> a check that says whether its JSON value is one.
 _FIELDS: Mapping[str, Any] = {
-    "schema": lambda v: type(v) is int and 1 <= v <= SCHEMA,
+    "schema": lambda v: type(v) is int and v == SCHEMA,
     **dict.fromkeys(
         ("model", "precision", "gpu", "driver", "flavour", "version"), lambda v: _text(v) and v != ""
     ),
     "compute_capability": lambda v: _text(v) and re.fullmatch(r"\d{2,3}", v) is not None,
     "versions": lambda v: _table(v, _text),
     "date": lambda v: _text(v) and re.match(r"\d{4}-\d{2}-\d{2}T", v) is not None,
-    "batch": lambda v: type(v) is int and v > 0,
+    "graph_sha256": _sums,
+    "batch": _rising,
+    "size": lambda v: v is None or _sizes(v),
+    "data": lambda v: v in ("", *DATA),
     "random": lambda v: type(v) is bool,
-    "plan_sha256": lambda v: _table(v, lambda s: _text(s) and re.fullmatch(r"[0-9a-f]{64}", s) is not None),
+    "plan_sha256": _sums,
     "engine_types": lambda v: _table(v, lambda types: _table(types, lambda n: type(n) is int and n >= 0)),
     "latency_ms": lambda v: _table(v, lambda n: _number(n) and n > 0),
     "plugin_speedup": lambda v: v is None or (_number(v) and v > 0),
@@ -163,9 +199,11 @@ def read(path: Path) -> AcceptanceRecord:
         raise BundleError(f"{path} cannot be read as JSON: {error}") from error
     if problem := _problem(data):
         raise BundleError(f"{path} is no record of acceptance: {problem}")
-    steps = tuple(Step(**step) for step in data["steps"])
     fields = {name: value for name, value in data.items() if name != "schema"}
-    return AcceptanceRecord(**{**fields, "steps": steps, "log": tuple(data["log"])})
+    fields |= {name: tuple(data[name]) for name in ("batch", "log")}
+    fields["steps"] = tuple(Step(**step) for step in data["steps"])
+    fields["size"] = data["size"] and tuple(map(tuple, data["size"]))
+    return AcceptanceRecord(**fields)
 
 
 def write(record: AcceptanceRecord, folder: Path) -> Path:
@@ -186,16 +224,34 @@ def folders() -> tuple[Path, Path]:
 def known() -> Iterator[AcceptanceRecord]:
     """Every record in `folders()`."""
     for folder in folders():
-        for path in sorted(folder.glob("[!.]*.json")):
+        yield from within(folder)
+
+
+def within(folder: Path) -> Iterator[AcceptanceRecord]:
+    """Every record in `folder`. What is none, or of another schema, proves nothing."""
+    for path in sorted(folder.glob("[!.]*.json")):
+        try:
             yield read(path)
+        except BundleError as error:
+            logger.warning("left out: %s", error)
 
 
-def plugin_speedup(model: str, gpu: str, precision: str) -> float:
-    """The least gain that plugins showed in accepted rows on GPUs of this name; 0 where there is none."""
+def plugin_speedup(graph_sha256: Mapping[str, str], gpu: str, precision: str) -> float:
+    """The least gain that plugins showed in accepted rows on GPUs of this name; 0 where there is none.
+
+    graph_sha256: of the bundle's files. Rows of the same graphs count, whatever their weights: these change
+    no kernel.
+    """
+    wanted = _graphs(graph_sha256)
     gains = [
         record.plugin_speedup
         for record in known()
-        if (record.model, record.gpu, record.precision, record.verdict) == (model, gpu, precision, "accepted")
+        if (record.gpu, record.precision, record.verdict) == (gpu, precision, "accepted")
+        and _graphs(record.graph_sha256) == wanted
         and record.plugin_speedup is not None
     ]
     return min(gains, default=0.0)
+
+
+def _graphs(sums: Mapping[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in sums.items() if name.endswith(".onnx")}

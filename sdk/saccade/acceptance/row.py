@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from saccade.acceptance.records import Step
-from saccade.errors import MissingDependency, SaccadeError
+from saccade.errors import SaccadeError
 
 logger = logging.getLogger("saccade")
 T = TypeVar("T")
@@ -22,15 +22,14 @@ class Row:
         self.steps: list[Step] = []
 
     def call(self, name: str, action: Callable[[], T], *, optional: bool = False) -> T | None:
-        """What `action` gives; None where it failed. optional: what is not installed is skipped instead."""
+        """What `action` gives; None where it failed. optional: it is then skipped instead."""
         self._say(name)
         started = time.perf_counter()
         try:
             result = action()
         except Exception as error:  # torch, ONNX Runtime and NVIDIA's libraries raise what they like
-            skipped = optional and isinstance(error, MissingDependency)
             words = str(error) if isinstance(error, SaccadeError) else f"{type(error).__name__}: {error}"
-            self._note(name, "skipped" if skipped else "failed", started, words)
+            self._note(name, "skipped" if optional else "failed", started, words)
             logger.info("%s: %s", name, words)
             return None
         self._note(name, "passed", started, result if isinstance(result, str) else "")

@@ -24,7 +24,7 @@ def build(
     flavour: Annotated[
         str, typer.Option(metavar="NAME", help="tensorrt, or tensorrt_rtx: needs no GPU here.")
     ] = "tensorrt",
-    precision: Annotated[str, typer.Option(metavar="NAME", help="fp32, tf32, fp16 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(metavar="NAME", help="fp32, tf32, fp16, bf16 or int8.")] = "fp32",
     batch: Annotated[
         str, typer.Option(metavar="MIN,OPT,MAX", help="Pictures per run: least, most frequent, greatest.")
     ] = "1,4,16",

@@ -6,10 +6,13 @@ from typing import Any
 
 from saccade.acceptance.records import AcceptanceRecord, Step
 
+SUMS = {"graphs/model.onnx": "b" * 64, "graphs/weights.bin": "c" * 64}
+
 
 def record(**changes: Any) -> AcceptanceRecord:
     fields: dict[str, Any] = {
         "model": "tiny",
+        "graph_sha256": dict(SUMS),
         "precision": "fp16",
         "gpu": "NVIDIA L4",
         "compute_capability": "89",
@@ -18,7 +21,9 @@ def record(**changes: Any) -> AcceptanceRecord:
         "version": "10.16.1.11",
         "versions": {"saccade": "0.1.0"},
         "date": "2026-11-21T12:00:00+00:00",
-        "batch": 8,
+        "batch": (1, 8, 16),
+        "size": None,
+        "data": "imagenet",
         "random": False,
         "plan_sha256": {"function/model": "a" * 64},
         "engine_types": {"function/model": {"HALF": 3}},

@@ -4,9 +4,10 @@ what a GPU's machine has, in which every single call of the device half fails on
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from saccade.bundle import Bundle
 from saccade.cli import app
 from saccade.engines.tensorrt import plans
 from saccade.engines.tensorrt.gpu import find_gpu
-from saccade.engines.tensorrt.options import BatchRange
+from saccade.engines.tensorrt.options import BatchRange, SizeRange
 from saccade.errors import EngineError, UsageError
 
 VERSION = "10.16.1.11"
+RECORDING = ("cudaStream", "cudaGraph", "execute", "cuCtx", "set_device_memory")  # calls of a CUDA graph's
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
     reason="NVIDIA's builder is not installed: pip install 'saccade[tensorrt-rtx]'",
@@ -65,6 +67,7 @@ def test_rehearsal_builds_and_accepts_nothing(tmp_path: Path) -> None:
     outcomes = {step["call"]: step["outcome"] for step in built["steps"]}
     assert outcomes == {
         "bundle": "passed",
+        "read graphs": "passed",
         "build function": "passed",
         "inspect function": "passed",
         "run function": "skipped",
@@ -105,13 +108,17 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
         Request((), tmp_path)
     with pytest.raises(UsageError, match="absent is not a folder"):
         Request(("tiny",), tmp_path, imagenet=tmp_path / "absent")
+    with pytest.raises(UsageError, match="precision 'fp8': choose"):
+        Request(("tiny",), tmp_path, ("fp8",))  # type: ignore[arg-type]
 
 
 # --- a stand-in for the rest ---------------------------------------------------------------------------
 
 
-def write_bundle(out: Path) -> Bundle:
-    """The network that the stand-in runs, as a bundle."""
+def write_bundle(
+    out: Path, *, name: str = "tiny", factor: float = 3.0, shape: Sequence[int | str] = ("batch", *IMAGE)
+) -> Bundle:
+    """The network that the stand-in runs, as a bundle. factor: 3, or the sample is not what it gives."""
     nodes = [
         helper.make_node("Flatten", ["image"], ["flat"]),
         helper.make_node("Slice", ["flat", "start", "end", "axis"], ["first"]),
@@ -119,8 +126,8 @@ def write_bundle(out: Path) -> Bundle:
     ]
     numbers = {"start": [0], "end": [10], "axis": [1]}
     constants = [onnx.numpy_helper.from_array(np.array(v), name) for name, v in numbers.items()]
-    constants.append(onnx.numpy_helper.from_array(np.float32(3), "three"))
-    given = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", *IMAGE])
+    constants.append(onnx.numpy_helper.from_array(np.float32(factor), "three"))
+    given = helper.make_tensor_value_info("image", TensorProto.FLOAT, list(shape))
     made = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])
     graph = helper.make_graph(nodes, "tiny", [given], [made], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
@@ -132,13 +139,13 @@ def write_bundle(out: Path) -> Bundle:
         onnx.save(model, folder / "graphs" / "model.onnx")
         np.savez(folder / "conformance.npz", **arrays)  # type: ignore[arg-type]
         tensors = {
-            "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", *IMAGE]}],
+            "inputs": [{"name": "image", "dtype": "float32", "shape": list(shape)}],
             "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
         }
         entry = {**tensors, "files": {"source": "graphs/model.onnx"}, "sample": "conformance.npz"}
         card = tiny.with_preprocessing(input_size_hw=(4, 4), resize_hw=(4, 4))
         return {
-            "name": "tiny",
+            "name": name,
             "task": "classification",
             "card": card.to_json(),
             "graphs": {"model": entry},
@@ -172,7 +179,14 @@ def test_a_row_is_accepted_kept_and_not_repeated(request_: Request, monkeypatch:
     assert record.verdict == "accepted", record.steps
     outcomes = {step.call: step.outcome for step in record.steps}
     assert outcomes.pop("time onnxruntime-cuda") == outcomes.pop("time torch.compile") == "skipped"
-    assert set(outcomes) == {"bundle", "build function", "inspect function", "run function", "time function"}
+    assert list(outcomes) == [
+        "bundle",
+        "read graphs",
+        "build function",
+        "inspect function",
+        "run function",
+        "time function",
+    ]
     assert set(outcomes.values()) == {"passed"}
     assert record.latency_ms["function"] > 0
     assert record.engine_types == {"function/model": {"FLOAT": 1}}
@@ -180,12 +194,94 @@ def test_a_row_is_accepted_kept_and_not_repeated(request_: Request, monkeypatch:
     assert record in list(records.known())
     assert found_by(request_) == []  # accepted before
     World(version=VERSION).enter(monkeypatch)
-    (again,) = found_by(Request(**{**fields(request_), "again": True}))
+    (again,) = found_by(dataclasses.replace(request_, again=True))
     assert again.verdict == "accepted"
 
 
-def fields(request: Request) -> dict[str, Any]:
-    return {name: getattr(request, name) for name in Request.__slots__}
+def test_another_bundle_or_more_to_prove_is_another_row(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was accepted is known by its graphs, its profile and its data; not by a name alone."""
+    World(version=VERSION).enter(monkeypatch)
+    (first,) = found_by(request_)
+    assert first.verdict == "accepted"
+    other = write_bundle(tmp_path / "elsewhere" / "tiny", factor=4.0).path
+    for changes in (
+        {"models": (str(other),)},
+        {"batch": BatchRange(1, 1, 1)},
+        {"batch": BatchRange(1, 1, 1), "imagenet": tmp_path},
+    ):
+        asked = dataclasses.replace(request_, **changes)
+        (record,) = found_by(asked)
+        assert (record.file_name, record.batch) == (first.file_name, tuple(asked.batch))
+        if "models" not in changes:
+            assert record.verdict == "accepted", record.steps
+            assert found_by(asked) == []
+
+
+def test_a_bundle_is_named_by_its_folder(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's bundle calls itself as the model of the zoo that it is a small form of."""
+    World(version=VERSION).enter(monkeypatch)
+    write_bundle(tmp_path / "digits", name="swin_tiny")
+    (record,) = found_by(dataclasses.replace(request_, models=(str(tmp_path / "digits"),)))
+    assert (record.model, record.verdict) == ("digits", "accepted")
+
+
+@pytest.mark.parametrize("batch", [BatchRange(4, 4, 4), BatchRange(1, 1, 1), BatchRange(3, 4, 8)])
+def test_the_sample_takes_the_profiles_batch(
+    request_: Request, monkeypatch: pytest.MonkeyPatch, batch: BatchRange
+) -> None:
+    """The sample has two pictures."""
+    World(version=VERSION).enter(monkeypatch)
+    (record,) = found_by(dataclasses.replace(request_, batch=batch))
+    assert record.verdict == "accepted", record.steps
+
+
+def test_sizes_without_the_samples_are_refused_before_anything_is_built(
+    tmp_path: Path, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    World(version=VERSION).enter(monkeypatch)
+    path = write_bundle(tmp_path / "tiny", shape=["batch", 3, "height", "width"]).path
+    size = SizeRange((8, 8), (8, 8), (16, 16))
+    (record,) = found_by(Request((str(path),), tmp_path / "records", ("fp32",), size=size))
+    assert (record.verdict, record.failed_call) == ("failed", "fit sample")
+    assert "known answers for pictures of 4x4" in record.steps[-1].message
+    assert "--size 4x4,8x8,16x16" in record.steps[-1].message
+
+
+def test_accuracy_that_nothing_was_published_of_is_skipped_with_the_reason(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    World(version=VERSION).enter(monkeypatch)
+    (record,) = found_by(dataclasses.replace(request_, imagenet=tmp_path))
+    (step,) = (step for step in record.steps if step.call == "measure accuracy")
+    assert (step.outcome, step.message) == ("skipped", "nothing was published of these weights")
+    assert (record.verdict, record.data) == ("accepted", "imagenet")
+
+
+def test_random_weights_have_no_published_accuracy(tmp_path: Path) -> None:
+    made = write_bundle(tmp_path / "tiny")
+    made = dataclasses.replace(made, card=dataclasses.replace(made.card, top1=81.3))
+    assert accuracy.published(made) == {"top1": 81.3}
+    assert accuracy.published(dataclasses.replace(made, untrained=True)) == {}
+
+
+def test_a_baseline_that_fails_is_skipped_with_its_words(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal of torch or ONNX Runtime says nothing of the plan."""
+    World(version=VERSION).enter(monkeypatch)
+
+    def refuses() -> bool:
+        raise RuntimeError("cuDNN is missing")
+
+    monkeypatch.setattr("torch.cuda.is_available", refuses)
+    (record,) = found_by(request_)
+    step = next(step for step in record.steps if step.call == "time torch.compile")
+    assert (step.outcome, step.message) == ("skipped", "RuntimeError: cuDNN is missing")
+    assert record.verdict == "accepted"
 
 
 def test_every_failing_call_of_the_device_is_named(
@@ -200,7 +296,7 @@ def test_every_failing_call_of_the_device_is_named(
     def outcome(faults: Faults) -> Row:
         World(faults, VERSION).enter(monkeypatch)
         row = Row(lambda step: None)
-        device.run_and_compare(row, made, plan, plan[0].record.options, Findings())
+        device.run_and_compare(row, made, plan, plan[0].record.options, Findings(), ())
         return row
 
     counting = Faults()
@@ -216,7 +312,7 @@ def test_every_failing_call_of_the_device_is_named(
     assert set(found) == {"run function", "time function", ""}
     assert {"Runtime", "deserialize_cuda_engine", "execute_async_v3", "cudaMalloc"} <= found["run function"]
     # A run that cannot be recorded as a CUDA graph goes on without.
-    assert all(name.startswith(("cudaStream", "cudaGraph", "execute")) for name in found[""]), found[""]
+    assert all(name.startswith(RECORDING) for name in found[""]), found[""]
 
 
 @pytest.mark.parametrize("name", ["Builder", "parse_from_file", "build_serialized_network"])
@@ -244,7 +340,7 @@ def test_a_failing_call_of_the_builder_is_named(
 def test_ctrl_c_keeps_the_rows_that_are_done(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     World(version=VERSION).enter(monkeypatch)
     (path,) = request_.models
-    both = Request(**{**fields(request_), "models": (path, "second")})
+    both = dataclasses.replace(request_, models=(path, "second"))
 
     def interrupted(step: str) -> None:
         if step.startswith("second"):
