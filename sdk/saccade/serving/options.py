@@ -51,12 +51,16 @@ OPTIONS: Mapping[str, Option] = {
     ),
     "prompts": Option(frozenset({"zero_shot"}), _TEXT, "A class in words; repeat it for each.", many=True),
     "templates": Option(
-        frozenset({"zero_shot"}), _TEXT, "A sentence with one {} for the class; may be repeated.", many=True
+        frozenset({"zero_shot"}),
+        _TEXT,
+        "A sentence with one {} for the class; may be repeated. Prompts times templates: at most "
+        f"{_MAX_SENTENCES}.",
+        many=True,
     ),
     "tile": Option(
         _DETECTING | _MAPPING,
         {"type": "string", "pattern": r"^\d{1,5},\d{1,5}$"},
-        "SIZE,OVERLAP in pixels: large pictures are cut into tiles, as 1024,128.",
+        f"SIZE,OVERLAP in pixels: large pictures are cut into tiles, as 1024,128; at most {_MAX_TILES}.",
     ),
 }
 

@@ -37,6 +37,7 @@ __all__ = ["picture_routes"]
 _MAX_FIELDS = 2048
 _TIMEOUT = "timeout_ms"
 _PICTURES_AT_ONCE = 2  # of the largest size, decoded; of smaller ones as many as have no more pixels
+_DRAWING = 2  # times the pixels: what is drawn on a picture takes its size again, and more
 
 
 def picture_routes(repository: Repository, settings: ServerSettings) -> list[BaseRoute]:
@@ -103,7 +104,7 @@ class _Pictures:
         size_hw = _size_hw(picture, self._settings.max_picture_pixels)
         seen = math.prod(predictor.card.preprocessing.input_size_hw)
         # Tiles may have more pixels for the model than the picture has, and some answers keep them all.
-        pixels = max(math.prod(size_hw), seen * count_tiles(options, size_hw))
+        pixels = max(math.prod(size_hw) * (_DRAWING if drawn else 1), seen * count_tiles(options, size_hw))
         with self._pixels.held(pixels, patience), patience.felt():
             patience.left_ms()
             result = predict(predictor, picture, options)

@@ -232,9 +232,9 @@ def _resident_mib(process: int) -> float:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to read memory from")
 def test_a_burst_of_large_pictures_takes_bounded_memory_and_gives_it_back(tiny_bundle: Bundle) -> None:
-    # 46 MiB each when decoded, at most two at once; sixteen are 732.
-    picture, each = _picture(4000, 3000, "JPEG"), 46
-    with _process(tiny_bundle.path, "--max-pixels", "12000000") as (address, process):
+    # 24 MiB each when decoded, at most two at once; sixteen are 381.
+    picture, each = _picture(2500, 2500, "JPEG"), 24
+    with _process(tiny_bundle.path, "--max-pixels", "6250000") as (address, process):
         resting, peaks = [_resident_mib(process)], []
         for _ in range(2):
             with ThreadPoolExecutor(16) as threads:
