@@ -54,11 +54,8 @@ class EngineOptions:
             raise UsageError(f"threads is {self.threads}; it must be at least 1, or None for all")
         if self.contexts < 1:
             raise UsageError(f"contexts is {self.contexts}; it must be at least 1")
-        if self.memory_limit_mib is not None and (self.memory_limit_mib < 1 or not self.on_cuda):
-            raise UsageError(
-                f"memory_limit_mib={self.memory_limit_mib} with device {self.device!r}: "
-                "it is a positive number, and for CUDA devices only"
-            )
+        if self.memory_limit_mib is not None and self.memory_limit_mib < 1:
+            raise UsageError(f"memory_limit_mib is {self.memory_limit_mib}; it is a positive number")
 
     @property
     def on_cuda(self) -> bool:
@@ -130,6 +127,12 @@ def resolve_engine(engine: str = "auto", options: EngineOptions | None = None) -
     line that installs what is missing.
     """
     options = options or EngineOptions()
+    runs_on_cuda = options.on_cuda or (engine in ENGINES and ENGINES[engine].built)
+    if options.memory_limit_mib is not None and not runs_on_cuda:
+        raise UsageError(
+            f"memory_limit_mib={options.memory_limit_mib} with engine {engine!r} on {options.device!r}: "
+            "it is for CUDA devices only"
+        )
     if engine == "auto":
         fitting = [name for name in AUTO_ORDER if ENGINES[name].cuda or not options.on_cuda]
         installed = [name for name in fitting if _is_installed(name)]

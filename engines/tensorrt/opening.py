@@ -174,12 +174,15 @@ def _own_graph(folder: Path, record: Record) -> Path:
     """The graph that a stripped plan was built from; BundleError where it or its weights are others now."""
     bundle = folder.parent.parent
     for name, digest in record.files.items():
-        with (bundle / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise BundleError(
-                    f"{bundle / name} is not the file that {record.key} was built from: build again"
-                )
+        path = bundle / name
+        if not path.is_file() or _sha256(path) != digest:
+            raise BundleError(f"{path} is not the file that {record.key} was built from: build again")
     return bundle / next(name for name in record.files if name.endswith(".onnx"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _set_weight_budget(opened: Opened, options: EngineOptions) -> None:

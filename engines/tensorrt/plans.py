@@ -209,7 +209,8 @@ def device_bytes(folder: Path, record: Record, contexts: int = 1) -> int | None:
         return None
     weights = record.plan_bytes
     if record.options.stripped:  # they come from the graph
-        weights += sum((folder.parent.parent / name).stat().st_size for name in record.files)
+        files = [folder.parent.parent / name for name in record.files]
+        weights += sum(path.stat().st_size for path in files if path.is_file())
     return weights + contexts * (record.device_bytes + tensors)
 
 

@@ -290,6 +290,7 @@ def test_a_missing_runtime_gives_the_install_line(absent: str, wanted: str, said
         ("auto", {"threads": 0}, "at least 1"),
         ("tensorrt", {"contexts": 0}, "contexts is 0; it must be at least 1"),
         ("auto", {"memory_limit_mib": 512}, "CUDA devices only"),
+        ("openvino", {"memory_limit_mib": 512}, "with engine 'openvino' on 'cpu'"),
         ("auto", {"device": "cuda", "memory_limit_mib": 0}, "positive"),
     ],
 )

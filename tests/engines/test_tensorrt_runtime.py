@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import gc
 import json
+import math
 import os
 import threading
 from collections import Counter
@@ -22,7 +23,7 @@ import pytest
 from tests.engines.fake_tensorrt import IMAGE, VERSION, OnDevice, World, image, logits
 from tests.engines.faults import Faults
 
-from saccade.engines.engine import EngineOptions, open_engine
+from saccade.engines.engine import EngineOptions, TensorSpec, open_engine
 from saccade.engines.tensorrt import plans
 from saccade.engines.tensorrt.runtime import TensorRtEngine
 from saccade.errors import (
@@ -246,12 +247,38 @@ def test_a_record_that_does_not_fit(
 def test_memory_limits(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(version=VERSION, streamable=100 << 20).enter(monkeypatch)
     plain, streamed = make(), make(weight_streaming=True)
-    limit = EngineOptions("cuda", memory_limit_mib=30, contexts=64)
+    limit = EngineOptions(memory_limit_mib=30, contexts=64)
     with pytest.raises(EngineError, match="about 64 MiB of device memory, over memory_limit_mib=30"):
-        TensorRtEngine(plain, limit)
+        open_engine({"source": plain, "tensorrt": plain}, "tensorrt", limit)
+    assert world.engine is None  # it was refused before anything was loaded
     TensorRtEngine(streamed, dataclasses.replace(limit, contexts=10)).close()
     assert world.engine is not None
     assert world.engine.weight_streaming_budget_v2 == 20 << 20
+
+
+def test_memory_is_said_before_loading(make: Callable[..., Path]) -> None:
+    folder = make()
+    record = plans.read(folder)
+    assert record.device_bytes == 1 << 20
+    tensors = 4 * 4 * (math.prod(IMAGE) + 10)  # of four pictures in float32
+    assert plans.device_bytes(folder, record, 3) == record.plan_bytes + 3 * ((1 << 20) + tensors)
+    stripped = dataclasses.replace(record, options=dataclasses.replace(record.options, stripped=True))
+    assert plans.device_bytes(folder, stripped) == plans.device_bytes(folder, record) + len("FLOAT")  # type: ignore[operator]
+    derived = dataclasses.replace(record, outputs=(TensorSpec("logits", "float32", ("batch", "cells")),))
+    assert plans.device_bytes(folder, derived) is None
+
+
+def test_memory_that_only_opening_tells(
+    make: Callable[..., Path], world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = rewritten(make(), device_bytes=None)  # as where it was built without a GPU
+    with caplog.at_level("INFO", "saccade"):
+        TensorRtEngine(folder, EngineOptions(contexts=2)).close()
+    unknown, known = (record.getMessage().partition(" takes ")[2] for record in caplog.records)
+    assert unknown == "an unknown amount of device memory until it is open"
+    assert known == "about 2 MiB of device memory"
+    with pytest.raises(EngineError, match="about 64 MiB of device memory, over memory_limit_mib=30"):
+        TensorRtEngine(folder, EngineOptions(memory_limit_mib=30, contexts=64))
 
 
 def test_a_stripped_plan_is_refitted_from_its_own_graph(make: Callable[..., Path], world: World) -> None:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from saccade.builds import BatchRange, BuildOptions, Built, SizeRange
 from saccade.cli.app import AsJson, BundleName, app
 from saccade.engines.tensorrt.options import Binding, Compatibility, Precision
+from saccade.engines.tensorrt.plans import device_bytes
 from saccade.errors import UsageError
 from saccade.terminal import err, new_table, out, print_json
 
@@ -97,15 +98,17 @@ def trust(bundle: BundleName, as_json: AsJson = False) -> None:
 def _show(built: list[Built] | tuple[Built, ...], as_json: bool) -> None:
     if as_json:
         return print_json([each.to_json() for each in built])
-    table = new_table("plan", "for", "precision", "layers>", "MiB>", "seconds>")
+    table = new_table("plan", "for", "precision", "layers>", "MiB>", "GPU MiB>", "seconds>")
     for each in built:
         record = each.record
+        on_gpu = device_bytes(each.path, record)
         table.add_row(
             escape(str(each.path)),
             record.serves,
             record.options.precision,
             str(record.layers),
             f"{record.plan_bytes / 2**20:.1f}",
+            "unknown" if on_gpu is None else f"{on_gpu / 2**20:.1f}",
             f"{record.wall_seconds:.1f}",
         )
     out.print(table)
