@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from saccade.models.operators import Operator
@@ -19,6 +20,7 @@ Attributes = Mapping[str, int]
 HEAD_DIMS = (16, 32)
 DTYPES = ("float32", "float16", "bfloat16")
 _MAX_OFFSET = 2**31 - 1
+_MAX_PROGRAMS = 2**31 - 1, 65535, 65535  # of one launch, in x, y and z
 
 
 def ceil_div(size: Size, by: int) -> Size:
@@ -109,17 +111,11 @@ class Kernel:
         channels, heads = int(shapes[0][3]) // self.projections, attributes["heads"]
         if channels % heads or channels // heads not in HEAD_DIMS:
             return f"{channels} channels in {heads} heads: the head dimension must be one of {HEAD_DIMS}"
-        largest = max(_elements(shape[1:]) for shape in shapes)
+        # Grids have one more dimension, the batch, whose offset is 64 bits.
+        largest = max(prod(shape[1:] if len(shape) == 4 else shape) for shape in shapes)
         if largest > _MAX_OFFSET:
-            return f"a picture has {largest} elements; offsets inside one are 32 bits"
-        x, y, z = self.grid(shapes, attributes, self.tile(shapes, attributes))
-        if max(y, z) > 65535 or x * y * z == 0:
-            return f"a grid of {(x, y, z)} programs cannot be launched"
+            return f"one picture has {largest} values in a tensor; offsets of 32 bits reach {_MAX_OFFSET}"
+        grid = self.grid(shapes, attributes, self.tile(shapes, attributes))
+        if any(not 1 <= size <= most for size, most in zip(grid, _MAX_PROGRAMS, strict=True)):
+            return f"a grid of {grid} programs cannot be launched: 1 to {_MAX_PROGRAMS} can"
         return None
-
-
-def _elements(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

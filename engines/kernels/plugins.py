@@ -20,7 +20,7 @@ import numpy as np
 from saccade.engines.kernels import ptx
 from saccade.engines.kernels.launch import Kernel
 from saccade.engines.kernels.registry import KERNELS
-from saccade.errors import MissingDependency
+from saccade.errors import EngineError, MissingDependency
 from saccade.models.operators import DOMAIN
 
 # TensorRT's names, as members of DataType and as autotuning spells them.
@@ -76,6 +76,7 @@ def _one_element_is_a_number() -> bool:
 
 def _define(kernel: Kernel, trt: Any, trtp: Any) -> None:
     """Declare, autotune and implement one plugin. TensorRT passes inputs, attributes, then what is named."""
+    identifier = f"{DOMAIN}::{kernel.operator.name}"
     inputs, attributes = kernel.operator.inputs, kernel.operator.attributes
     types = {getattr(trt.DataType, name): dtype for name, dtype in DATA_TYPES.items()}
 
@@ -88,7 +89,14 @@ def _define(kernel: Kernel, trt: Any, trtp: Any) -> None:
         output = trtp.ShapeExprs.from_tuple(kernel.output_shape(shapes))
         return trtp.from_shape_expr(output, dtype=tensors[0].dtype)
 
-    def combinations(*_: Any) -> Any:
+    def combinations(*arguments: Any) -> Any:
+        # Here the profile's largest sizes are first known; the shape function sees symbols only.
+        tensors, values = split(arguments)
+        largest = [tuple(t.shape.max if t.shape.is_dynamic else t.shape) for t in tensors]
+        if reason := kernel.refusal(largest, values):
+            raise EngineError(
+                f"the plugin {identifier} of {largest}: {reason}; build with --binding function"
+            )
         names = [name for dtype, name in _AUTOTUNE_TYPES.items() if _has_ptx(kernel, dtype)]
         positions = ", ".join(["|".join(names)] * (len(inputs) + 1))
         return [trtp.AutoTuneCombination(positions, "LINEAR", list(kernel.tiles))]
@@ -107,7 +115,6 @@ def _define(kernel: Kernel, trt: Any, trtp: Any) -> None:
         scalars = tuple(trtp.SymInt32(value) for value in kernel.scalar_values(shapes, values))
         return record.kernel, ptx.load(record), parameters, trtp.SymIntExprs.from_tuple(scalars)
 
-    identifier = f"{DOMAIN}::{kernel.operator.name}"
     tensor = trtp.TensorDesc
     given = [*((name, tensor) for name in inputs), *((name, int) for name in attributes)]
     several = tuple[trtp.TensorDesc]

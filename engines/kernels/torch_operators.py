@@ -75,8 +75,10 @@ def _seeded_window_attention(
 def _like(kernel: Kernel) -> Callable[..., Tensor]:
     """What the operator returns for tensors without data: an empty one of the right shape."""
 
-    def fake(first: Tensor, *_: Tensor, **__: int) -> Tensor:
-        return first.new_empty(kernel.output_shape([first.shape]))
+    def fake(*inputs: Tensor, **attributes: int) -> Tensor:
+        if inputs[0].is_cuda:
+            _check(kernel, inputs, attributes)
+        return inputs[0].new_empty(kernel.output_shape([inputs[0].shape]))
 
     return fake
 
@@ -94,6 +96,7 @@ for _operator, _module, _plain in (
 
 def _launch(kernel: Kernel, inputs: tuple[Tensor, ...], attributes: Attributes) -> Tensor:
     """Run `kernel` on GPU tensors of one type; sizes may be symbolic."""
+    _check(kernel, inputs, attributes)
     shapes = [each.shape for each in inputs]
     y = inputs[0].new_empty(kernel.output_shape(shapes))
     tile = kernel.tile(shapes, attributes)
@@ -110,6 +113,16 @@ def _launch(kernel: Kernel, inputs: tuple[Tensor, ...], attributes: Attributes) 
         num_stages=schedule.num_stages,
     )
     return y
+
+
+def _check(kernel: Kernel, inputs: tuple[Tensor, ...], attributes: Attributes) -> None:
+    """InputError where the kernel does not serve tensors of these sizes."""
+    shapes = [tuple(each.shape) for each in inputs]
+    if reason := kernel.refusal(shapes, attributes):
+        raise InputError(
+            f"{DOMAIN}::{kernel.name} of {shapes}: {reason}; within "
+            "`saccade.models.attention.without_kernels()` the plain form runs"
+        )
 
 
 @cache

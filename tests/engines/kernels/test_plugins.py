@@ -154,6 +154,41 @@ def test_every_tensorrt_name_exists(version: str) -> None:
     assert stubs(version).missing(names | {"tensorrt.NoSuchName"}) == ["tensorrt.NoSuchName"]
 
 
+REFUSED = """
+import tensorrt as trt
+import tensorrt.plugin as trtp
+from tensorrt_bindings.plugin import _lib
+from saccade.engines.kernels import plugins
+from saccade.errors import EngineError
+
+def described(shape, largest):
+    held = trt.DynamicPluginTensorDesc()
+    held.desc.dims, held.max = trt.Dims(shape), trt.Dims(largest)
+    desc = trtp.TensorDesc(trtp.ShapeExprs.from_tuple((1,) * len(shape)), trt.DataType.HALF)
+    desc.shape = trtp.Shape(held)
+    return desc
+
+plugins.register(89)
+autotune = _lib.QDP_REGISTRY["saccade::TokenAttention"].autotune_func
+for largest in (64, 70_000):
+    q, kv = described((-1, 6, 6, 96), (largest, 6, 6, 96)), described((-1, 6, 6, 192), (largest, 6, 6, 192))
+    try:
+        print(len(autotune(q, kv, 3, (q,))))
+    except EngineError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", tensorrt_stubs.VERSIONS)
+def test_a_profile_beyond_what_can_be_launched_is_refused(version: str) -> None:
+    served, refused = stubs(version).run(REFUSED).splitlines()[-2:]
+    assert served == "1"
+    assert "saccade::TokenAttention of [(70000, 6, 6, 96), (70000, 6, 6, 192)]" in refused
+    assert "a grid of (3, 1, 70000) programs" in refused
+    assert "--binding function" in refused
+
+
 @pytest.mark.slow
 def test_turing_is_offered_no_bfloat16() -> None:
     case = SMALL[0]

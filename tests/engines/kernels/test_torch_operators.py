@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.engines.kernels.cases import SMALL, Case
+from torch._subclasses import FakeTensorMode
 
 from saccade.engines.kernels import resize_frames
 from saccade.engines.kernels.registry import KERNELS
@@ -51,8 +52,27 @@ def test_a_kernel_says_what_it_does_not_serve() -> None:
     wide = ((1, 4, 4, 64), (1, 4, 4, 128))
     assert "head dimension" in str(kernel.refusal(wide, {"heads": 1}))
     tall = ((1, 2**16, 2**16, 16), (1, 1, 1, 32))
-    assert "32 bits" in str(kernel.refusal(tall, {"heads": 1}))
-    assert "cannot be launched" in str(kernel.refusal(((70_000, 1, 1, 16), (70_000, 1, 1, 32)), {"heads": 1}))
+    assert "68719476736 values in a tensor; offsets of 32 bits" in str(kernel.refusal(tall, {"heads": 1}))
+    many = ((70_000, 1, 1, 16), (70_000, 1, 1, 32))
+    assert "a grid of (1, 1, 70000) programs" in str(kernel.refusal(many, {"heads": 1}))
+    none = ((0, 1, 1, 16), (0, 1, 1, 32))
+    assert "a grid of (1, 1, 0) programs" in str(kernel.refusal(none, {"heads": 1}))
+    shifted = KERNELS["ShiftedWindowAttention"]
+    windows = ((1, 1800, 1800, 48), (48,), (1, 49, 49))
+    assert "66564" in str(shifted.refusal(windows, {"heads": 1, "window": 7, "shift": 0}))
+    # The position bias has no batch: all of it is one picture's.
+    bias = ((1, 256, 256, 48), (48,), (1, 2**16, 2**16))
+    assert "4294967296 values" in str(shifted.refusal(bias, {"heads": 1, "window": 256, "shift": 0}))
+
+
+def test_an_operator_refuses_what_its_kernel_does_not_serve() -> None:
+    with FakeTensorMode():
+        q = torch.empty((70_000, 1, 1, 16), device="cuda")
+        kv = torch.empty((70_000, 1, 1, 32), device="cuda")
+        with pytest.raises(
+            InputError, match=r"token_attention of .*\(1, 1, 70000\) programs .*without_kernels"
+        ):
+            torch.ops.saccade.token_attention(q, kv, heads=1)
 
 
 def test_frames_must_be_on_the_device() -> None:
