@@ -118,7 +118,7 @@ def _line(scope: Scope, reply: _Reply, begun: int) -> dict[str, Any]:
         "request_id": reply.request_id,
         "method": scope["method"],
         "path": scope["path"][:256],
-        "model": scope.get("path_params", {}).get("name", ""),
+        "model": scope.get("path_params", {}).get("name", "")[:128],
         "status": reply.status,
         "milliseconds": round((time.monotonic_ns() - begun) / 1e6, 3),
         **more,

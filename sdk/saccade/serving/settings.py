@@ -31,6 +31,7 @@ class ServerSettings:
     batching: how requests share runs, and how many may wait. request_timeout_ms: the longest that a request
     may take, from its last byte to its answer; a client may ask for less. upload_timeout_ms: from a request's
     first byte to its last. drain_s: how long a server that was told to stop may take for what it accepted.
+    Each is a day at most.
 
     max_body_bytes, max_picture_pixels, max_waiting_pictures, max_connections: more is refused.
 
