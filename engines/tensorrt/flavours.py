@@ -101,6 +101,12 @@ def installed_version(name: str) -> str | None:
     return load(chosen).__version__ if is_installed(chosen) else None
 
 
+def takes_plugins(name: str) -> bool:
+    """Whether the flavour called `name`, as it is installed here, puts plugins in the place of nodes."""
+    version = installed_version(name) if flavour(name).aot_plugins else None
+    return version is not None and version_numbers(version) >= PLUGINS_SINCE
+
+
 def version_numbers(version: str) -> tuple[int, ...]:
     """ "10.15.1.29" as (10, 15, 1, 29), to compare."""
     return tuple(int(number) for number in re.findall(r"\d+", version))

@@ -13,7 +13,7 @@ from typing import Any
 from saccade import bundle as bundles
 from saccade.engines.tensorrt import plans
 from saccade.engines.tensorrt.builder import Source, build_plan
-from saccade.engines.tensorrt.flavours import flavour
+from saccade.engines.tensorrt.flavours import flavour, takes_plugins
 from saccade.engines.tensorrt.gpu import find_gpu, require_gpu
 from saccade.engines.tensorrt.options import BatchRange, BuildOptions, SizeRange
 from saccade.engines.tensorrt.plans import Record
@@ -96,7 +96,8 @@ def _source(bundle: bundles.Bundle, name: str, options: BuildOptions) -> Source:
     of the layers (docs/tensorrt.md): then the form in standard operators.
     """
     graph = bundles.graph_in(bundle, name, options.precision)
-    variants = ("source",) if options.binding == "plugin" else _IN_STANDARD_OPERATORS
+    plugged = options.binding == "plugin" and takes_plugins(options.flavour)
+    variants = ("source",) if plugged else _IN_STANDARD_OPERATORS
     path = next(graph.files[variant] for variant in variants if variant in graph.files)
     return Source(
         bundle=bundle.name,
