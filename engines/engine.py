@@ -39,6 +39,8 @@ class EngineOptions:
     device: "cpu", "cuda" or "cuda:N". threads: CPU threads within one operator.
     memory_limit_mib: limit of the device memory arena; for CUDA devices only. TensorRT alone: contexts, the
     runs that go on at once; cuda_graphs, whether launches of repeated shapes are recorded and replayed.
+    ONNX Runtime alone, on CUDA devices: provider, "cuda", or "tensorrt", which builds engines from a float32
+    graph in its first run of a shape, keeps them in the user's cache, and may multiply in TF32.
     """
 
     device: str = "cpu"
@@ -46,6 +48,7 @@ class EngineOptions:
     memory_limit_mib: int | None = None
     contexts: int = 1
     cuda_graphs: bool = True
+    provider: str = "cuda"
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
@@ -54,6 +57,10 @@ class EngineOptions:
             raise UsageError(f"threads is {self.threads}; it must be at least 1, or None for all")
         if self.contexts < 1:
             raise UsageError(f"contexts is {self.contexts}; it must be at least 1")
+        if self.provider not in ("cuda", "tensorrt"):
+            raise UsageError(f"provider {self.provider!r}: choose cuda or tensorrt")
+        if self.provider == "tensorrt" and not self.on_cuda:
+            raise UsageError(f"provider 'tensorrt' is for CUDA devices, not for {self.device!r}")
         if self.memory_limit_mib is not None and self.memory_limit_mib < 1:
             raise UsageError(f"memory_limit_mib is {self.memory_limit_mib}; it is a positive number")
 
@@ -164,7 +171,9 @@ def open_engine(
         raise EngineMismatch(
             f"engine {name!r} opens what was built for it, and nothing was: saccade build BUNDLE"
         )
-    path = graphs.get(name, graphs["source"])
+    # TensorRT's parser makes fewer layers of bodies that were inlined and folded (docs/tensorrt.md).
+    variant = "openvino" if name == "onnxruntime" and options.provider == "tensorrt" else name
+    path = graphs.get(variant, graphs["source"])
     opened: Engine = getattr(importlib.import_module(module), cls)(path, options)
     return opened
 

@@ -197,6 +197,7 @@ class Cuda:
 
     @call((CudaError.cudaErrorMemoryAllocation,))
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
+        self._finish(stream)
         return (CudaError.cudaSuccess,)
 
     @call((CudaError.cudaErrorMemoryAllocation,))

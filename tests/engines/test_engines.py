@@ -75,6 +75,15 @@ def test_takes_arrays_that_are_not_contiguous(engine: Engine) -> None:
     np.testing.assert_array_equal(actual, engine.run({"image": image(2)})["logits"])
 
 
+def test_onnxruntime_takes_arrays_by_dlpack(graphs: Graphs) -> None:
+    torch = pytest.importorskip("torch")
+    with open_engine(graphs, "onnxruntime", EngineOptions(threads=1)) as engine:
+        actual = engine.run({"image": torch.from_numpy(image(2))})["logits"]
+        np.testing.assert_array_equal(actual, engine.run({"image": image(2)})["logits"])
+        with pytest.raises(InputError, match="'image', a Tensor, cannot be read"):
+            engine.run({"image": torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)})
+
+
 def test_the_caller_owns_what_run_returns(engine: Engine) -> None:
     first = engine.run({"image": image(1)})["logits"]
     kept = first.copy()
@@ -289,6 +298,8 @@ def test_a_missing_runtime_gives_the_install_line(absent: str, wanted: str, said
         ("auto", {"device": "cuda:x"}, "write cpu, cuda or cuda:N"),
         ("auto", {"threads": 0}, "at least 1"),
         ("tensorrt", {"contexts": 0}, "contexts is 0; it must be at least 1"),
+        ("onnxruntime", {"provider": "tensorrt"}, "is for CUDA devices, not for 'cpu'"),
+        ("onnxruntime", {"device": "cuda", "provider": "rocm"}, "choose cuda or tensorrt"),
         ("auto", {"memory_limit_mib": 512}, "CUDA devices only"),
         ("openvino", {"memory_limit_mib": 512}, "with engine 'openvino' on 'cpu'"),
         ("auto", {"device": "cuda", "memory_limit_mib": 0}, "positive"),
