@@ -16,7 +16,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup check format lint types fast test test-slow test-gpu demo clean
+.PHONY: help setup check format lint types fast test test-slow test-gpu test-sanitizer demo clean
 
 help:
 	@echo "make setup      create .venv with everything a developer needs"
@@ -25,6 +25,8 @@ help:
 	@echo "make test       unit tests, parity with the official implementations, demo-size exports"
 	@echo "make test-slow  full-size exports and whole-process measurements"
 	@echo "make test-gpu   tests that need an NVIDIA GPU"
+	@echo "make test-sanitizer"
+	@echo "                the shipped kernels on a GPU under NVIDIA's compute-sanitizer"
 	@echo "make format     rewrite the sources in the house format"
 	@echo "make clean      remove .venv and everything that was built"
 
@@ -59,6 +61,9 @@ test-slow: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	$(PYTEST) -m gpu
+
+test-sanitizer: $(INSTALLED)
+	compute-sanitizer --error-exitcode 9 $(PY) -m pytest -p no:cacheprovider -m gpu tests/engines/kernels -k shipped
 
 demo: $(INSTALLED)
 	$(PY) examples/demo.py --out $(OUT)

@@ -1,15 +1,18 @@
-"""Whole models on this GPU with the project's kernels and without, eager and compiled, in fp16.
+"""Models, whole or block by block, on this GPU with the project's kernels and without, eager and compiled.
 
     python -m saccade.benchmarks.kernel_models --out benchmarks/results
+    python -m saccade.benchmarks.kernel_models --blocks --batch 8 --out benchmarks/results
 
-STViT-R-Swin-S/B and Swin-S/B with random weights. Every form is replayed from a CUDA graph: launches from
-Python are not timed. Outputs of the forms are compared first. Needs an NVIDIA GPU. On a machine that is lent
-for a while, these are the four lines that say all there is to say:
+STViT-R-Swin-S/B and Swin-S/B with random weights, in fp16. A block is one residual block with attention and
+MLP; those of equal sizes are measured once, on what the model feeds the first of them. Every form is replayed
+from a CUDA graph: launches from Python are not timed. Outputs of the forms are compared first. Needs an
+NVIDIA GPU. On a machine that is lent for a while, these are the lines that say all there is to say:
 
     make test-gpu
-    compute-sanitizer --error-exitcode 9 python -m pytest -q -m gpu tests/engines/kernels -k shipped
+    make test-sanitizer
     python -m saccade.benchmarks.kernels --out benchmarks/results
     python -m saccade.benchmarks.kernel_models --out benchmarks/results
+    python -m saccade.benchmarks.kernel_models --blocks --batch 8 --out benchmarks/results
 
 Whether TensorRT for RTX runs there is said by
 `saccade accept digits-stvit --precision fp32 --flavour tensorrt_rtx`.
@@ -35,10 +38,12 @@ from saccade.benchmarks.kernels import time_us
 from saccade.engines.tensorrt.gpu import require_gpu
 from saccade.errors import EngineError, SaccadeError
 from saccade.models import attention, create
+from saccade.models.stvit import CrossBlock
+from saccade.models.swin import SwinBlock
 
 MODELS = ("stvit_r_swin_small", "stvit_r_swin_base", "swin_small", "swin_base")
 BATCHES = (1, 8, 64, 256)
-NEAR = 0.05  # of the largest logit: what fp16 and another order of sums may change in a whole network
+NEAR = 0.05  # of the largest value: what fp16 and another order of sums may change in a whole network
 _LARGE_BATCH = 64  # from here on one call fills a graph
 
 
@@ -59,8 +64,9 @@ FORMS = tuple(Form(kernels, compiled) for compiled in (False, True) for kernels 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Median milliseconds of one batch in a CUDA-graph replay, by form, and the time per picture.
+    """Median milliseconds of one batch in a CUDA-graph replay, by form.
 
+    block: the kind, sizes and shift of one block of the model; "" for the whole model.
     error: what stopped a form, by its name; it then has no latency. fastest: the name of the quickest form.
     """
 
@@ -69,6 +75,7 @@ class Latency:
     dtype: str
     latency_ms: Mapping[str, float]
     error: Mapping[str, str]
+    block: str = ""
 
     @property
     def fastest(self) -> str:
@@ -82,38 +89,60 @@ def attending(form: Form) -> Iterator[None]:
         yield
 
 
-def runner(module: nn.Module, form: Form) -> Callable[[Tensor], Tensor]:
+def runner(module: nn.Module, form: Form) -> Callable[..., Tensor]:
     """`module` as `form` runs it; call it within `attending(form)`."""
     if not form.compiled:
         return module
     torch._dynamo.reset()  # the choice of kernels is made while compiling
-    compiled: Callable[[Tensor], Tensor] = torch.compile(module, dynamic=False)
+    compiled: Callable[..., Tensor] = torch.compile(module, dynamic=False)
     return compiled
 
 
-def measure(name: str, module: nn.Module, batch: int, dtype: torch.dtype) -> Latency:
-    """Every form of one model at one batch. A form that fails, or answers otherwise, has an error."""
-    image = torch.randn(batch, 3, 224, 224, device="cuda", dtype=dtype)
+def blocks(module: nn.Module, image: Tensor) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+    """The blocks of a model that differ in kind, sizes or shift, each with what it is fed for `image`."""
+    found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
+
+    def keep(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes = " and ".join("x".join(map(str, each.shape)) for each in inputs)
+        shift = f" shift {block.attn.shift}" if isinstance(block, SwinBlock) else ""
+        found.setdefault(f"{type(block).__name__} {sizes}{shift}", (block, inputs))
+
+    kinds = SwinBlock, CrossBlock
+    hooks = [each.register_forward_pre_hook(keep) for each in module.modules() if isinstance(each, kinds)]
+    try:
+        with attention.without_kernels():
+            module(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def measure(
+    name: str, module: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype, block: str = ""
+) -> Latency:
+    """Every form of one model or block. A form that fails, or answers otherwise, has an error."""
+    batch = len(inputs[0])
     with attention.without_kernels():
-        expected = module(image)
+        expected = module(*inputs)
     found: dict[str, float] = {}
     errors: dict[str, str] = {}
     for form in FORMS:
         try:
             with attending(form):
                 run = runner(module, form)
-                apart = ((run(image) - expected).abs().max() / expected.abs().max()).item()
+                apart = ((run(*inputs) - expected).abs().max() / expected.abs().max()).item()
                 if not apart <= NEAR:
-                    raise EngineError(f"differs by {apart:.2g} of the largest logit from plain, eager")
+                    raise EngineError(f"differs by {apart:.2g} of the largest value from plain, eager")
                 repeats = 1 if batch >= _LARGE_BATCH else 8
-                found[form.name] = round(time_us(lambda run=run: run(image), repeats) / 1e3, 4)  # type: ignore[misc]
+                found[form.name] = round(time_us(lambda run=run: run(*inputs), repeats) / 1e3, 4)  # type: ignore[misc]
         except (
             RuntimeError,
             SaccadeError,
         ) as error:  # memory, the compiler, a kernel that cannot be launched
             errors[form.name] = str(error).splitlines()[0]
             torch.cuda.empty_cache()
-    return Latency(name, batch, str(dtype).removeprefix("torch."), found, errors)
+    return Latency(name, batch, str(dtype).removeprefix("torch."), found, errors, block)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", default=list(MODELS), metavar="NAME")
     parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--dtype", default="float16", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--blocks", action="store_true", help="each kind of block instead of whole models")
     parser.add_argument("--out", type=Path, help="folder for the record")
     options = parser.parse_args(arguments)
     gpu = require_gpu()
@@ -134,8 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.manual_seed(0)
             module = create(name).eval().to("cuda", dtype)
             for batch in options.batch:
-                rows.append(measure(name, module, batch, dtype))
-                print(json.dumps(asdict(rows[-1])), flush=True)
+                image = torch.randn(batch, 3, 224, 224, device="cuda", dtype=dtype)
+                parts = blocks(module, image) if options.blocks else {"": (module, (image,))}
+                for block, (part, inputs) in parts.items():
+                    rows.append(measure(name, part, inputs, dtype, block))
+                    print(json.dumps(asdict(rows[-1])), flush=True)
     record = {
         **asdict(gpu),
         "versions": {each: version(each) for each in ("saccade", "torch", "triton")},
@@ -144,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"kernel_models_{gpu.name.lower().replace(' ', '_')}.json"
+        what = "blocks" if options.blocks else "models"
+        path = options.out / f"kernel_{what}_{gpu.name.lower().replace(' ', '_')}.json"
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 1 if any(row.error for row in rows) else 0
 

@@ -1,4 +1,4 @@
-"""Latency of every kernel on this GPU, beside what torch would do instead, and the share of bandwidth.
+"""Latency of every kernel on this GPU, beside what torch would do instead, and the share of its two limits.
 
     python -m saccade.benchmarks.kernels --batch 1 8 64 --out benchmarks/results
 
@@ -6,7 +6,9 @@ For each shape of STViT-R and Swin, S and B: the shipped kernel, the plain form 
 torch's scaled_dot_product_attention), that form under torch.compile, and the attention alone on keys and
 values that are gathered already. Each is replayed from a CUDA graph of REPEATS calls: launches from Python
 are not timed. `bandwidth_share` is the least number of bytes that any form moves, over the kernel's time,
-over what a copy of a large tensor reaches on this GPU. Needs an NVIDIA GPU.
+over what a copy of a large tensor reaches on this GPU; `matrix_share` is the arithmetic of the two matrix
+products, over the kernel's time, over what a product of large matrices of that type reaches. The larger of
+the two says how near the kernel is to what the GPU can do. Needs an NVIDIA GPU.
 """
 
 from __future__ import annotations
@@ -66,6 +68,8 @@ class Timing:
     least_bytes: int
     kernel_bytes: int
     bandwidth_share: float
+    flops: int
+    matrix_share: float
     max_difference: float
 
     @property
@@ -84,6 +88,7 @@ class Record:
     versions: Mapping[str, str]
     date: str
     copy_gb_per_s: float
+    matrix_tflop_per_s: Mapping[str, float]
     timings: tuple[Timing, ...]
 
 
@@ -129,7 +134,24 @@ def _cross(
     return Case(name, "WindowCrossAttention", (q, kv, (kv[3],)), {"heads": q[3] // 32, **windows})
 
 
-def measure(case: Case, dtype: torch.dtype, copy_gb_per_s: float) -> Timing:
+def flops(case: Case) -> int:
+    """Multiplications and additions of queries by keys and of weights by values, over whole windows."""
+    kernel, (batch, *_) = KERNELS[case.operator], case.shapes[0]
+    channels = case.attributes["heads"] * kernel.head_dim(case.shapes, case.attributes)
+    queries = kernel.windows(case.shapes, case.attributes) * kernel.queries(case.shapes, case.attributes)
+    return int(4 * batch * queries * keys(case) * channels)
+
+
+def keys(case: Case) -> int:
+    """How many keys each query sees."""
+    attributes = case.attributes
+    if case.operator == "TokenAttention":
+        return case.shapes[1][1] * case.shapes[1][2]
+    own = attributes["q_window"] ** 2 if case.operator == "SeededWindowAttention" else 0
+    return own + int(attributes.get("k_window", attributes.get("window", 0)) ** 2)
+
+
+def measure(case: Case, dtype: torch.dtype, copy_gb_per_s: float, matrix_tflop_per_s: float) -> Timing:
     """Time every form of one case; raises EngineError where kernel and plain form disagree."""
     kernel = KERNELS[case.operator]
     inputs = tuple(torch.randn(shape, device="cuda").to(dtype) for shape in case.shapes)
@@ -158,6 +180,8 @@ def measure(case: Case, dtype: torch.dtype, copy_gb_per_s: float) -> Timing:
         least_bytes=moved.least,
         kernel_bytes=moved.kernel,
         bandwidth_share=round(moved.least / kernel_us / 1e3 / copy_gb_per_s, 4),
+        flops=flops(case),
+        matrix_share=round(flops(case) / kernel_us / 1e6 / matrix_tflop_per_s, 4),
         max_difference=difference,
     )
 
@@ -169,14 +193,12 @@ def _attention_alone(case: Case, dtype: torch.dtype) -> float | None:
         return None
     attributes, batch = case.attributes, case.shapes[0][0]
     windows, queries = kernel.windows(case.shapes, attributes), kernel.queries(case.shapes, attributes)
-    keys = attributes.get("k_window", attributes.get("window", 0)) ** 2
-    keys += queries if case.operator == "SeededWindowAttention" else 0
     head_dim = kernel.head_dim(case.shapes, attributes)
     q, k, v = (
         torch.randn(batch * windows, attributes["heads"], tokens, head_dim, device="cuda").to(dtype)
-        for tokens in (queries, keys, keys)
+        for tokens in (queries, keys(case), keys(case))
     )
-    bias = torch.zeros((1, attributes["heads"], queries, keys), device="cuda").to(dtype)
+    bias = torch.zeros((1, attributes["heads"], queries, keys(case)), device="cuda").to(dtype)
     mask = None if case.operator == "SeededWindowAttention" else bias
     return time_us(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
@@ -209,6 +231,13 @@ def copy_bandwidth() -> float:
     return round(2 * source.nbytes / time_us(lambda: target.copy_(source)) / 1e3, 1)
 
 
+def matrix_speed(dtype: torch.dtype) -> float:
+    """TFLOP/s of a product of large square matrices of `dtype`, sums as torch does them."""
+    size = 8192 if dtype != torch.float32 else 4096
+    a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
+    return round(2 * size**3 / time_us(lambda: a @ b, repeats=4) / 1e6, 1)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and keep the record; 1 where a kernel is slower than torch at some shape."""
     parser = argparse.ArgumentParser(
@@ -220,13 +249,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     gpu = require_gpu()
     copied = copy_bandwidth()
+    multiplied = {dtype: matrix_speed(getattr(torch, dtype)) for dtype in options.dtype}
     timings = []
     with torch.inference_mode():
         for batch in options.batch:
             for case in cases(batch):
                 for dtype in options.dtype:
                     torch._dynamo.reset()
-                    timing = measure(case, getattr(torch, dtype), copied)
+                    timing = measure(case, getattr(torch, dtype), copied, multiplied[dtype])
                     print(json.dumps(asdict(timing)), flush=True)
                     timings.append(timing)
     record = Record(
@@ -236,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         versions={name: version(name) for name in ("saccade", "torch", "triton")},
         date=datetime.now(UTC).date().isoformat(),
         copy_gb_per_s=copied,
+        matrix_tflop_per_s=multiplied,
         timings=tuple(timings),
     )
     if options.out:

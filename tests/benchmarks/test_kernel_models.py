@@ -36,6 +36,25 @@ def test_the_fastest_form_is_named() -> None:
     assert Latency("swin_small", 8, "float16", {}, {"plain, eager": "out of memory"}).fastest == ""
 
 
+def test_the_blocks_of_a_model_are_told_apart_and_run_alone() -> None:
+    sizes = {"embed_dim": 16, "depths": (2, 2, 6, 2), "num_heads": (1, 1, 2, 2)}
+    module = create("stvit_r_swin_tiny", **sizes).eval()
+    with torch.inference_mode():
+        found = kernel_models.blocks(module, torch.randn(1, 3, 224, 224))
+        assert [name for name in found if "SwinBlock" in name] == [
+            "SwinBlock 1x56x56x16 shift 0",
+            "SwinBlock 1x56x56x16 shift 3",
+            "SwinBlock 1x28x28x32 shift 0",
+            "SwinBlock 1x28x28x32 shift 3",
+            "SwinBlock 1x14x14x64 shift 0",
+            "SwinBlock 1x7x7x128 shift 0",
+        ]
+        assert "Recovery 1x14x14x64 and 1x6x6x64" in found
+        for block, inputs in found.values():
+            assert not block._forward_pre_hooks
+            assert block(*inputs).isfinite().all()
+
+
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
 def test_without_a_gpu_nothing_is_measured() -> None:
     with pytest.raises(EngineError, match="no NVIDIA driver"):

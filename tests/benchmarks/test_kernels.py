@@ -19,6 +19,15 @@ def test_every_case_is_served_by_its_kernel(batch: int) -> None:
         assert KERNELS[case.operator].refusal(case.shapes, case.attributes) is None, case.name
 
 
+def test_arithmetic_is_that_of_both_products() -> None:
+    found = {case.name: kernels.flops(case) for case in kernels.cases(2)}
+    # Windows, queries, keys, channels; two products of a multiplication and an addition each.
+    assert found["Swin-S stage 1 shift 0"] == 2 * 64 * 49 * 49 * 96 * 4
+    assert found["STViT-R-S refinement"] == 2 * 36 * 232 * 384 * 4
+    assert found["STViT-R-S generation"] == 2 * 4 * 9 * 109 * 384 * 4
+    assert found["STViT-R-B detection recovery"] == 2 * (8 * 12) * 49 * 27**2 * 512 * 4
+
+
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
 def test_without_a_gpu_nothing_is_measured() -> None:
     with pytest.raises(EngineError, match="no NVIDIA driver"):
