@@ -137,7 +137,7 @@ class Lane:
             self._execute(prepared)
             with span("copy"):
                 outputs = collect(self, prepared)
-                self._stream.wait()
+            self._stream.wait()
         except BaseException:
             self.prepared.pop(layout, None)  # what its context holds now is unknown
             with contextlib.suppress(EngineError):

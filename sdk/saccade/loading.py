@@ -49,6 +49,7 @@ def load(
     threads: int | None = None,
     memory_limit_mib: int | None = None,
     contexts: int = 1,
+    provider: str = "cuda",
     card: Card | str | os.PathLike[str] | None = None,
     check: bool = True,
 ) -> Predictor[Any]:
@@ -60,7 +61,7 @@ def load(
     `saccade.engines.engine.AUTO_ORDER` that is installed; the predictor's `engine_name` says which.
     "tensorrt" runs what `saccade build` put into the bundle, on the first GPU unless device says otherwise.
     precision: "fp32", or one that `saccade convert` added: "fp16", "bf16".
-    contexts: TensorRT's concurrent runs.
+    contexts: TensorRT's concurrent runs. provider: of ONNX Runtime on a GPU, "cuda" or "tensorrt".
     prove: run the bundle's sample first and compare with what it gave where the bundle was made.
     device: "cpu", "cuda", "cuda:N". threads: CPU threads of the engine. memory_limit_mib: of CUDA memory.
     card: for an ONNX file, a Card or a JSON file of one; by default the one in the file's own metadata.
@@ -69,8 +70,13 @@ def load(
     Raises UsageError for an unknown name, BundleError for a bundle that cannot be trusted or read,
     MissingDependency when the engine is not installed, EngineError when it refuses the graph.
     """
-    options = EngineOptions(device, threads, memory_limit_mib, contexts)
+    options = EngineOptions(device, threads, memory_limit_mib, contexts, provider=provider)
     engine_name = resolve_engine(engine, options)
+    if provider == "tensorrt" and precision != "fp32":
+        raise UsageError(
+            f"provider='tensorrt' chooses the precision of layers itself, not {precision!r}: "
+            "say precision='fp32', or engine='tensorrt'"
+        )
     if Path(name_or_path).suffix == ".onnx":
         if prove:
             raise UsageError("prove=True needs a bundle: an ONNX file holds no sample to compare with")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tests.engines.fake_tensorrt import World, image
 
 import saccade
+from saccade.engines.engine import EngineOptions
 from saccade.engines.nvtx import span
+from saccade.engines.tensorrt.runtime import TensorRtEngine
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +25,9 @@ def forgotten() -> Iterator[None]:
     span.cache_clear()
 
 
-def predict() -> None:
-    with saccade.load("digits-stvit", engine="onnxruntime", threads=1) as classify:
-        classify(np.zeros((32, 32, 3), np.uint8))
-
-
-def test_a_prediction_is_three_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the stand-in for the package is told."""
     heard: list[str] = []
 
     class annotate:
@@ -42,8 +43,23 @@ def test_a_prediction_is_three_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
             heard.append("end")
 
     monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(annotate=annotate))  # type: ignore[arg-type]
+    return heard
+
+
+def predict() -> None:
+    with saccade.load("digits-stvit", engine="onnxruntime", threads=1) as classify:
+        classify(np.zeros((32, 32, 3), np.uint8))
+
+
+def test_a_prediction_is_three_ranges(heard: list[str]) -> None:
     predict()
     assert heard == ["saccade: preprocess", "end", "saccade: run", "end", "saccade: postprocess", "end"]
+
+
+def test_tensorrt_copies_in_and_out(plan: Path, world: World, heard: list[str]) -> None:
+    with TensorRtEngine(plan, EngineOptions()) as engine:
+        engine.run({"image": image(1)})
+    assert heard == ["saccade: copy", "end", "saccade: copy", "end"]
 
 
 def test_without_the_package_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

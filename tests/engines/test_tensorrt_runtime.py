@@ -307,23 +307,24 @@ HARMLESS = {
 
 
 def use(folder: Path) -> list[np.ndarray[Any, Any]]:
-    """Open, run both ways with a graph, run on the device, close."""
+    """Open, run both ways with a graph, run on the device after a stream, take weights, close."""
     with TensorRtEngine(folder, EngineOptions(contexts=2)) as engine:
         found = [engine.run({"image": image(2)})["logits"] for _ in range(3)]
-        engine.run_on_device({"image": image(1)})
+        engine.run_on_device({"image": image(1)}, stream=77)
+        engine.refit(folder.parent.parent / "graphs" / "model.onnx")
     return found
 
 
 @pytest.mark.parametrize("raises", [False, True], ids=["by its sign", "by raising"])
 def test_every_failing_call_is_our_error_and_leaves_nothing(
-    plan: Path, monkeypatch: pytest.MonkeyPatch, raises: bool
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, raises: bool
 ) -> None:
+    plan = make(refittable=True)
     whole = World(version=VERSION).enter(monkeypatch)
     use(plan)
     calls = list(whole.faults.calls)
-    assert {"cuInit", "Runtime", "deserialize_cuda_engine", "execute_async_v3", "cudaGraphLaunch"} <= set(
-        calls
-    )
+    assert {"cuInit", "Runtime", "execute_async_v3", "cudaGraphLaunch", "cudaStreamWaitEvent"} <= set(calls)
+    assert calls[-2:] == ["refit_cuda_engine", "cuCtxPushCurrent"]
     harmless = []
     for at, name in enumerate(calls):
         world = World(Faults(at, raises), VERSION).enter(monkeypatch)
