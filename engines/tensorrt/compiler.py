@@ -211,7 +211,7 @@ def _configure(
     trt: Bindings, builder: Builder, network: INetworkDefinition, request: Request
 ) -> IBuilderConfig:
     options = request.options
-    config: IBuilderConfig = builder.create_builder_config()
+    config: IBuilderConfig = networks.made(builder.create_builder_config(), "create_builder_config")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector then names number types
     _set_flags(trt, config, options)
     if options.workspace_mib is not None:
@@ -224,7 +224,7 @@ def _configure(
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
     if flavour(options.flavour).capabilities:
         _set_targets(trt, builder, config, options)  # type: ignore[arg-type]  # those flavours have them
-    profile = builder.create_optimization_profile()
+    profile = networks.made(builder.create_optimization_profile(), "create_optimization_profile")
     networks.fill_profile(profile, network, options, request.shapes)
     if config.add_optimization_profile(profile) < 0:
         raise UsageError(f"the library refuses the profile {options.dimensions()} for {request.graph.name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from saccade.engines.tensorrt.bindings import (
     Bindings,
@@ -19,6 +19,7 @@ from saccade.engines.tensorrt.options import BuildOptions
 from saccade.engines.tensorrt.words import Refusal, parser_refusal
 from saccade.errors import EngineError, UsageError
 
+T = TypeVar("T")
 # Layers whose operands decide the precision of a network; ATTENTION_INPUT is the native fused attention.
 WORKING_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT")
 OPERANDS: Mapping[str, str] = {
@@ -51,9 +52,17 @@ class Parsed(NamedTuple):
     refusals: tuple[Refusal, ...]
 
 
+def made(value: T | None, call: str) -> T:
+    """What the library's `call` gave; EngineError naming it where that is nothing."""
+    if value is None:
+        raise EngineError(f"{call} gave nothing")
+    return value
+
+
 def parse(trt: Bindings, builder: Builder, log: Any, graph: Path) -> Parsed:
     """The network of the ONNX file, which reads its external weights from beside it."""
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = made(builder.create_network(flags), "create_network")
     parser = trt.OnnxParser(network, log)
     if parser.parse_from_file(str(graph)):
         return Parsed(network, parser, ())

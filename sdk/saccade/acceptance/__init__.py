@@ -171,7 +171,7 @@ def _prove(
         why = "nothing was published of these weights" if findings.built else "no plan was built"
         return row.skip("measure accuracy", why if runs else device.NO_GPU)
     folder: Path = getattr(request, data)
-    measured = row.call("measure accuracy", partial(accuracy.measure, bundle, options.precision, folder))
+    measured = row.call("measure accuracy", partial(accuracy.measure, bundle, options, folder))
     if measured is not None:
         findings.accuracy.update(measured)
         row.call("compare accuracy", partial(accuracy.check, measured, expected))

@@ -164,7 +164,7 @@ def _inspect(built: tuple[Built, ...], precision: str) -> str:
     for each in built:
         types = each.record.engine_types
         if not types:
-            raise EngineError(f"{each.path.name}: the inspector names no types; build on this GPU")
+            raise EngineError(f"{each.path.name}: could not be opened where it was built, or names no types")
         if PLAN_TYPES[precision] not in types:
             raise EngineError(f"{each.path.name} was to run in {precision} and runs in {', '.join(types)}")
     return "; ".join(f"{each.record.graph}: {dict(each.record.engine_types or {})}" for each in built)
@@ -223,7 +223,7 @@ def _layers(bundle: Bundle, options: BuildOptions, names: Sequence[str]) -> str:
             feeds = _sample(bundle, name, options, answers=False).inputs
             with open_engine({"source": folder, "tensorrt": folder}, "tensorrt", _CUDA) as engine:
                 answers = engine.run(feeds)
-            for layer in compare(model, answers, roundoff=_ROUNDOFF[options.precision]):
+            for layer in compare(model, feeds, answers, roundoff=_ROUNDOFF[options.precision]):
                 count, worst = count + 1, max(worst, layer.share / layer.limit)
                 if not layer.agrees:
                     raise EngineError(

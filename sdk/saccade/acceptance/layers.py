@@ -62,8 +62,10 @@ def watched(model: onnx.ModelProto) -> onnx.ModelProto:
     return with_outputs(inferred, [_shown(name) for name in dict.fromkeys(names)])
 
 
-def compare(model: onnx.ModelProto, answers: Arrays, *, roundoff: float) -> Iterator[LayerError]:
-    """Every layer of `model` in its order. answers: what the `watched` graph gave, by any engine.
+def compare(
+    model: onnx.ModelProto, feeds: Arrays, answers: Arrays, *, roundoff: float
+) -> Iterator[LayerError]:
+    """Every layer of `model` in its order. answers: what the `watched` graph gave for `feeds`, by any engine.
 
     roundoff: of the plan's arithmetic. Torch computes in float32, from the plan's own numbers.
     """
@@ -74,14 +76,12 @@ def compare(model: onnx.ModelProto, answers: Arrays, *, roundoff: float) -> Iter
     from saccade.models import attention
     from saccade.models.operators import OPERATORS
 
-    constants = _constants(model)
+    known = {**feeds, **_constants(model)}
     for node in model.graph.node:
         if not _is_layer(node):
             continue
         inputs = [
-            torch.from_numpy(
-                np.array(constants[name] if name in constants else answers[_shown(name)], np.float32)
-            )
+            torch.from_numpy(np.array(known[name] if name in known else answers[_shown(name)], np.float32))
             for name in node.input
         ]
         attributes = {each.name: each.i for each in node.attribute}

@@ -7,17 +7,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 from tests import tiny
-from tests.engines.fake_tensorrt import IMAGE, IN_A_CHILD, World, logits
+from tests.engines.fake_tensorrt import IN_A_CHILD, World
 from tests.engines.faults import Faults
+from tests.sdk.acceptance.bundles import write_bundle
 from typer.testing import CliRunner
 
 from saccade import acceptance, bundle
@@ -25,7 +23,6 @@ from saccade.acceptance import AcceptanceRecord, Request, accuracy, baselines, d
 from saccade.acceptance.device import Findings
 from saccade.acceptance.row import Row
 from saccade.builds import Built
-from saccade.bundle import Bundle
 from saccade.cli import app
 from saccade.engines.tensorrt import plans
 from saccade.engines.tensorrt.gpu import find_gpu
@@ -113,46 +110,6 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
 
 
 # --- a stand-in for the rest ---------------------------------------------------------------------------
-
-
-def write_bundle(
-    out: Path, *, name: str = "tiny", factor: float = 3.0, shape: Sequence[int | str] = ("batch", *IMAGE)
-) -> Bundle:
-    """The network that the stand-in runs, as a bundle. factor: 3, or the sample is not what it gives."""
-    nodes = [
-        helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("Slice", ["flat", "start", "end", "axis"], ["first"]),
-        helper.make_node("Mul", ["first", "three"], ["logits"]),
-    ]
-    numbers = {"start": [0], "end": [10], "axis": [1]}
-    constants = [onnx.numpy_helper.from_array(np.array(v), name) for name, v in numbers.items()]
-    constants.append(onnx.numpy_helper.from_array(np.float32(factor), "three"))
-    given = helper.make_tensor_value_info("image", TensorProto.FLOAT, list(shape))
-    made = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])
-    graph = helper.make_graph(nodes, "tiny", [given], [made], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    image = np.random.default_rng(0).standard_normal((2, *IMAGE)).astype(np.float32)
-    arrays = {"input:image": image, "output:logits": logits(image), "tolerance:logits": np.float32(1e-6)}
-
-    def fill(folder: Path) -> dict[str, Any]:
-        (folder / "graphs").mkdir()
-        onnx.save(model, folder / "graphs" / "model.onnx")
-        np.savez(folder / "conformance.npz", **arrays)  # type: ignore[arg-type]
-        tensors = {
-            "inputs": [{"name": "image", "dtype": "float32", "shape": list(shape)}],
-            "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
-        }
-        entry = {**tensors, "files": {"source": "graphs/model.onnx"}, "sample": "conformance.npz"}
-        card = tiny.with_preprocessing(input_size_hw=(4, 4), resize_hw=(4, 4))
-        return {
-            "name": name,
-            "task": "classification",
-            "card": card.to_json(),
-            "graphs": {"model": entry},
-            "untrained": False,
-        }
-
-    return bundle.write(out, fill)
 
 
 @pytest.fixture

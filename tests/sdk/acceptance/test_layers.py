@@ -35,7 +35,7 @@ def test_layers_agree_with_torch(
     tested = model if precision == "fp32" else convert(model, precision).model
     assert has_layers(tested)
     with opened(watched(tested)) as engine:
-        rows = list(compare(tested, engine.run(feeds), roundoff=roundoff))
+        rows = list(compare(tested, feeds, engine.run(feeds), roundoff=roundoff))
     nodes = [node.name for node in tested.graph.node if node.domain == "saccade"]
     assert [row.node for row in rows] == nodes
     assert all(row.agrees for row in rows), max(rows, key=lambda row: row.share)
@@ -49,7 +49,7 @@ def test_a_planted_fault_is_named(model: onnx.ModelProto, feeds: dict[str, Any])
     wrong = nodes[1]
     name = f"{wrong.output[0]}@shown"
     answers[name] = answers[name] * np.float32(1.001)
-    rows = list(compare(model, answers, roundoff=2.0**-24))
+    rows = list(compare(model, feeds, answers, roundoff=2.0**-24))
     assert [row.node for row in rows if not row.agrees] == [wrong.name]
 
 
