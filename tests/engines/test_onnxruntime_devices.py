@@ -20,6 +20,7 @@ import pytest
 from tests import tiny
 from tests.engines.fake_tensorrt import OnDevice, World
 
+import saccade
 from saccade.engines.engine import EngineOptions, open_engine
 from saccade.engines.onnxruntime import OnnxRuntimeEngine
 from saccade.errors import EngineError, InputError, MissingDependency, UsageError
@@ -223,3 +224,13 @@ def test_tensorrt_gets_the_graph_without_functions(graph: Path, enter: Callable[
     for provider, opened in (("tensorrt", inlined), ("cuda", graph)):
         open_engine(graphs, "onnxruntime", EngineOptions("cuda", provider=provider)).close()
         assert module.opened == str(opened)
+
+
+def test_a_bundle_is_loaded_on_the_provider(tmp_path: Path, enter: Callable[..., OnCuda]) -> None:
+    module = enter([TENSORRT, CUDA])
+    made = tiny.write_bundle(tmp_path / "tiny")
+    with saccade.load(made.path, device="cuda", provider="tensorrt", prove=True) as predictor:
+        assert predictor.engine_name == "onnxruntime"
+    assert [each[0] for each in module.wanted[:2]] == [TENSORRT, CUDA]
+    with pytest.raises(UsageError, match="chooses the precision of layers itself, not 'fp16'"):
+        saccade.load(made.path, device="cuda", provider="tensorrt", precision="fp16")
