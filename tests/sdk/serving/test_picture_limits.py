@@ -81,7 +81,7 @@ def test_nothing_is_run_for_whom_nobody_answers_any_more(name: str, leaves: str,
     if leaves == "gone":
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url, content=picture, params=options, timeout=0.25)
-        time.sleep(0.1)  # until the server has seen it
+        time.sleep(0.25)  # until the server has seen it
     else:
         answer = httpx.post(url, content=picture, params=options | {"timeout_ms": 250})
         assert (answer.status_code, answer.json()) == (504, {"error": "no answer within 250 ms"})
