@@ -115,6 +115,15 @@ SMALL = (
     cross(2, 7, 16, 2, RECOVERY),
 )
 
+# One program of each kind for each of as many heads as a model has.
+MANY_HEADS = (
+    shifted(1, 7, 14, heads=24, shift=3),
+    token(1, (2, 3), (3, 3), heads=16),
+    seeded(1, 3, 3, 10, heads=12),
+    cross(1, 7, 7, 12, RECOVERY),
+)
+INTERPRETED = (*SMALL, *MANY_HEADS)
+
 # As the models have them: STViT-R and Swin, S and B, at 224, and the detection backbone at 800x1344.
 CLASSIFICATION = (
     *(shifted(1, 56, 56, heads, shift=shift) for heads in (3, 4) for shift in (0, 3)),

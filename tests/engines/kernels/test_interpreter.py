@@ -13,8 +13,18 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.engines.kernels.cases import CROSS, SEEDED, SHIFTED, SMALL, TOKEN, Case
+from tests.engines.kernels.cases import (
+    CROSS,
+    INTERPRETED,
+    MANY_HEADS,
+    SEEDED,
+    SHIFTED,
+    SMALL,
+    TOKEN,
+    Case,
+)
 
+from saccade.engines.kernels.registry import KERNELS
 from saccade.models import attention
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,10 +44,12 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def interpret(dtype: str, cases: tuple[Case, ...], folder: Path) -> dict[str, NDArray[Any]]:
-    """Outputs by label, from one child process."""
+def interpret(
+    dtype: str, cases: tuple[Case, ...], folder: Path, how: str = "fitting"
+) -> dict[str, NDArray[Any]]:
+    """Outputs by label, from one child process; with "every" by label, tile and number of keys."""
     out = folder / f"{dtype}.npz"
-    command = [sys.executable, "-m", "tests.engines.kernels.interpreter", str(out), dtype]
+    command = [sys.executable, "-m", "tests.engines.kernels.interpreter", str(out), dtype, how]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.run(
         [*command, *(case.label for case in cases)],
@@ -68,10 +80,10 @@ def check(dtype: str, cases: tuple[Case, ...], folder: Path) -> None:
 
 
 def test_the_labels_tell_the_cases_apart() -> None:
-    assert len({case.label for case in SMALL}) == len(SMALL)
+    assert len({case.label for case in INTERPRETED}) == len(INTERPRETED)
 
 
-@pytest.mark.parametrize("case", SMALL, ids=[case.label for case in SMALL])
+@pytest.mark.parametrize("case", INTERPRETED, ids=[case.label for case in INTERPRETED])
 def test_the_reference_is_what_the_models_compute(case: Case) -> None:
     """Two independent readings of the papers' code: windows one by one, and gathers by computed index."""
     inputs = case.inputs()
@@ -82,7 +94,24 @@ def test_the_reference_is_what_the_models_compute(case: Case) -> None:
 
 @needs_triton
 def test_kernels_in_float32(tmp_path: Path) -> None:
-    check("float32", SMALL, tmp_path)
+    check("float32", INTERPRETED, tmp_path)
+
+
+@pytest.mark.slow
+@needs_triton
+def test_every_tile_and_number_of_keys_that_ships(tmp_path: Path) -> None:
+    """Also the tiles that a launch would not choose for the shape: TensorRT times them all."""
+    cases = (SMALL[2], SMALL[8], SMALL[11], SMALL[14], *MANY_HEADS)
+    outputs = interpret("float32", cases, tmp_path, "every")
+    for case in cases:
+        found = {name: y for name, y in outputs.items() if name.startswith(f"{case.label}/")}
+        kernel = KERNELS[case.operator]
+        assert len(found) >= len(kernel.tiles)
+        assert {int(name.split("/")[2]) for name in found} == {32, kernel.keys}
+        for name, y in found.items():
+            np.testing.assert_allclose(
+                y, case.expected(case.inputs()), rtol=0, atol=TOLERANCE["float32"], err_msg=name
+            )
 
 
 @needs_triton
