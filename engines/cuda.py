@@ -90,11 +90,20 @@ class Context:
 
 
 class Memory(_Handle):
-    """`size` bytes in the current context, aligned to 256."""
+    """`size` bytes in the current context, aligned to 256. Freed in that context, from any thread."""
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self._driver, self._context = library("cu"), call("cuCtxGetCurrent")
         super().__init__(call("cudaMalloc", max(size, 1)), "cudaFree")
+
+    def close(self) -> None:
+        if self._free is None:
+            return
+        failed, *_ = self._driver.cuCtxPushCurrent(self._context)
+        super().close()
+        if not int(failed):
+            self._driver.cuCtxPopCurrent()
 
 
 class _Event(_Handle):

@@ -85,7 +85,8 @@ class DriverApi:
 class Cuda:
     """The module `cuda.bindings.runtime`. Device memory is host memory at addresses of its own.
 
-    placed: the CUDA context and the device of each piece of memory. copied: kinds of the copies so far.
+    placed: the CUDA context and the device of each piece of memory. freed_elsewhere: memory that was freed in
+    another context. copied: kinds of the copies so far.
     """
 
     cudaStreamNonBlocking = 1
@@ -106,6 +107,7 @@ class Cuda:
         self._later: dict[int, list[Callable[[], None]]] = {}
         self._events: dict[int, int] = {}
         self.placed: dict[int, tuple[int, int]] = {}
+        self.freed_elsewhere: list[int] = []
         self.copied: list[str] = []
         self._handles: dict[int, str] = {}
         self._recording: dict[int, list[Callable[[], None]]] = {}
@@ -147,6 +149,8 @@ class Cuda:
 
     def cudaFree(self, address: int) -> tuple[Any, ...]:
         del self._held[address]
+        if self.placed[address][0] != self._driver.current:
+            self.freed_elsewhere.append(address)
         return (CudaError.cudaSuccess,)
 
     @call((CudaError.cudaErrorMemoryAllocation,))

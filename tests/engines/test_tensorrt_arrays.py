@@ -7,6 +7,7 @@ make the capsules.
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -134,13 +135,18 @@ def test_the_context_of_an_application_is_used_and_stays(plan: Path, world: Worl
     own = 5
     world.contexts.stack.append(own)
     with TensorRtEngine(plan, EngineOptions()) as engine:
-        thread = threading.Thread(target=lambda: engine.run({"image": image(1)}))
+        thread = threading.Thread(target=engine.run, args=({"image": image(1)},))
         thread.start()
         thread.join()
-        kept = engine.run_on_device({"image": image(1)})
+        kept = [engine.run_on_device({"image": image(1)})]
     assert world.contexts.stack == [own]
     assert {context for context, _ in world.cuda.placed.values()} == {own}
-    del kept
+    thread = threading.Thread(target=kept.clear)  # which has no context
+    thread.start()
+    thread.join()
+    del engine
+    gc.collect()
+    assert world.cuda.leaks == world.cuda.freed_elsewhere == []
 
 
 def test_without_one_it_is_the_primary_context(plan: Path, world: World) -> None:

@@ -296,13 +296,13 @@ def test_a_stripped_plan_is_refitted_from_its_own_graph(make: Callable[..., Path
 # --- every call fails once -----------------------------------------------------------------------------
 
 # A graph that cannot be recorded is done without: these, and the one execution that is recorded. Where the
-# CUDA context is gone at the end, so is all that would be freed in it.
+# CUDA context is gone when something is freed, that has gone with it: the plan, or any of seven memories.
 HARMLESS = {
     "cudaGraphInstantiate": 1,
     "cudaStreamBeginCapture": 1,
     "cudaStreamEndCapture": 1,
     "execute_async_v3": 1,
-    "cuCtxPushCurrent": 1,
+    "cuCtxPushCurrent": 8,
 }
 
 
@@ -324,7 +324,7 @@ def test_every_failing_call_is_our_error_and_leaves_nothing(
     use(plan)
     calls = list(whole.faults.calls)
     assert {"cuInit", "Runtime", "execute_async_v3", "cudaGraphLaunch", "cudaStreamWaitEvent"} <= set(calls)
-    assert calls[-2:] == ["refit_cuda_engine", "cuCtxPushCurrent"]
+    assert "refit_cuda_engine" in calls
     harmless = []
     for at, name in enumerate(calls):
         world = World(Faults(at, raises), VERSION).enter(monkeypatch)
