@@ -19,6 +19,7 @@ __all__ = ["draw"]
 
 _PAPER, _INK, _WARNING = (250, 250, 248), (28, 30, 34), (196, 43, 28)
 _OPACITY = 0.55  # of the classes over the picture
+_BAND = 256  # rows
 _SIDES = (480, 2560)  # pixels of the longer side; smaller pictures are enlarged, larger ones reduced
 _UNTRAINED = "UNTRAINED: random weights"
 
@@ -49,15 +50,19 @@ def _draw_classes(picture: RgbArray, result: SemanticMap, top: int) -> Image.Ima
 
 def _overlaid(picture: RgbArray, result: SemanticMap) -> RgbArray:
     """The classes' colours over the picture in grey, borders as light lines; no colour on background."""
-    colours = result.colour().astype(np.float32)
-    grey = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    mixed = colours * _OPACITY + grey[..., None] * (1 - _OPACITY)
     border = np.zeros(result.labels.shape, bool)
     border[:, 1:] |= result.labels[:, 1:] != result.labels[:, :-1]
     border[1:] |= result.labels[1:] != result.labels[:-1]
-    mixed[border] += (255 - mixed[border]) * 0.6
-    bare = np.isin(result.labels, [i for i, name in enumerate(result.names) if _is_background(name)])
-    return np.where(bare[..., None] & ~border[..., None], picture, mixed).astype(np.uint8)
+    background = [i for i, name in enumerate(result.names) if _is_background(name)]
+    colours, mixed = result.colour(), np.empty_like(picture)
+    for top in range(0, len(picture), _BAND):  # float32 of a whole picture would be six times the picture
+        rows = slice(top, top + _BAND)
+        grey = picture[rows].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        band = colours[rows] * np.float32(_OPACITY) + grey[..., None] * np.float32(1 - _OPACITY)
+        band[border[rows]] += (255 - band[border[rows]]) * 0.6
+        bare = np.isin(result.labels[rows], background) & ~border[rows]
+        mixed[rows] = np.where(bare[..., None], picture[rows], band)
+    return mixed
 
 
 def _draw_depth(picture: RgbArray, result: DepthMap) -> Image.Image:
