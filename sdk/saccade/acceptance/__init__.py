@@ -35,6 +35,7 @@ __all__ = ["AcceptanceRecord", "Request", "accept"]
 _LIBRARIES = ("saccade", "tensorrt", "tensorrt-rtx-cu13-libs", "torch", "triton", "onnxruntime-gpu", "onnx")
 _SIZE = SizeRange((128, 128), (800, 1344), (1344, 1344))  # from those of bundles' samples on
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+_DATA = {"classification": "imagenet", "detection": "coco", "instance_segmentation": "coco"}  # by task
 _NO_GPU = Gpu("none", "00", "none")
 
 
@@ -136,9 +137,9 @@ def _name(model: str) -> str:
 
 
 def _data(request: Request, bundle: Bundle) -> str:
-    """Which data is there to measure the bundle's accuracy on; "" for none."""
-    data = "imagenet" if bundle.task == "classification" else "coco"
-    return data if getattr(request, data) is not None else ""
+    """Which of the request's data the bundle's accuracy is measured on; "" for none."""
+    data = _DATA.get(bundle.task, "")
+    return data if data and getattr(request, data) is not None else ""
 
 
 def _fitted(options: BuildOptions, bundle: Bundle) -> BuildOptions:
@@ -164,6 +165,8 @@ def _prove(
     if runs:
         device.time_baselines(row, bundle, options, findings)
     data = _data(request, bundle)
+    if bundle.task not in _DATA and (request.imagenet or request.coco):
+        row.skip("measure accuracy", f"none is reproduced of models made for {bundle.task}")
     if not data:
         return
     expected = accuracy.published(bundle)

@@ -53,8 +53,7 @@ def measure(bundle: Bundle, options: BuildOptions, data: Path) -> dict[str, floa
     if isinstance(report, Accuracy):
         found = {"top1": report.top1}
     elif isinstance(report, CocoAccuracy):
-        shares = {"box_ap": report.boxes.ap, "mask_ap": report.masks.ap if report.masks else None}
-        found = {name: None if share is None else 100 * share for name, share in shares.items()}
+        found = {"box_ap": report.boxes.ap, "mask_ap": report.masks.ap if report.masks else None}
     else:
         raise UsageError(f"{bundle.name} is made for {bundle.task}, of which no accuracy is reproduced")
     return {name: value for name, value in found.items() if value is not None}

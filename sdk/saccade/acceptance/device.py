@@ -96,7 +96,9 @@ def time_baselines(row: Row, bundle: Bundle, options: BuildOptions, findings: Fi
 
 def check_sizes(bundle: Bundle, size: SizeRange) -> str:
     """UsageError where the profile has no place for the sample's pictures, the ones with known answers."""
-    (name,) = (name for name, graph in bundle.graphs.items() if "height" in graph.inputs[0].shape)
+    name = next(
+        key for key, graph in bundle.graphs.items() for spec in graph.inputs if "height" in spec.shape
+    )
     height, width = bundles.sample_of(bundle, name).inputs["image"].shape[2:]
     low, best, high = size
     least, most = (min(low[0], height), min(low[1], width)), (max(high[0], height), max(high[1], width))

@@ -4,6 +4,7 @@ choices, baselines and accuracy. Every call of the stand-ins fails once, and is 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,16 +16,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tests import every_task
 from tests.engines.faults import Faults
 from tests.sdk.acceptance.bundles import write_bundle, write_two_graphs
 from tests.sdk.acceptance.machine import GraphWorld
 
 import saccade
 from saccade import acceptance, bundle
-from saccade.acceptance import AcceptanceRecord, Request, baselines
+from saccade.acceptance import AcceptanceRecord, Request, accuracy, baselines, records
 from saccade.acceptance.records import Step
-from saccade.engines.tensorrt.options import BatchRange, Precision
+from saccade.engines.tensorrt.options import BatchRange, BuildOptions, Precision, SizeRange
 from saccade.errors import EngineError
+from saccade.evaluation import evaluate
 
 # Calls whose failure stops nothing: a run that cannot be recorded goes on without a CUDA graph, and a build
 # without timings of earlier ones.
@@ -33,6 +36,9 @@ TIMINGS = ("create_timing_cache", "set_timing_cache", "get_timing_cache", "seria
 # Calls that open a plan where it was built, to read its types. A plan for other GPUs cannot be opened there:
 # it is not the build that fails then, but the step that wants the types.
 READ_BACK = ("deserialize_cuda_engine", "create_engine_inspector")
+
+
+SIZE = SizeRange((32, 32), (32, 64), (96, 96))
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +87,61 @@ def test_function_and_plugin_are_compared_layer_by_layer(
     assert record.plan_sha256["function/image"] != record.plan_sha256["plugin/image"]
     assert record.plugin_speedup == round(record.latency_ms["function"] / record.latency_ms["plugin"], 4)
     assert found["time torch.compile"].outcome == "skipped"
+
+
+@pytest.mark.parametrize("task", every_task.TASKS)
+def test_every_task_is_accepted(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two towers and free sizes among them, in another batch than the samples have."""
+    GraphWorld().enter(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    path = every_task.write(task, tmp_path / task).path
+    request = request_for(path, tmp_path / "records", "fp32", size=SIZE, batch=BatchRange(4, 4, 4))
+    (record,) = acceptance.accept(request)
+    assert record.verdict == "accepted", record.steps
+    detects = task in ("detection", "instance_segmentation")
+    assert record.batch == ((2, 2, 2) if detects else (4, 4, 4))
+    free = detects or task in ("semantic_segmentation", "depth")
+    assert record.size == (tuple(SIZE) if free else None)
+    compiled = steps(record)["time torch.compile"]
+    assert compiled.outcome == "skipped"
+    if task in ("embedding", "zero_shot"):
+        assert "has graphs image, text: only one of one graph is compiled" in compiled.message
+
+
+def test_accuracy_of_other_tasks_is_skipped_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a top-1 was published: it is that of a classifier made of texts."""
+    GraphWorld().enter(monkeypatch)
+    path = every_task.write("embedding", tmp_path / "towers").path
+    published(path, 74.4)
+    request = request_for(path, tmp_path / "records", "fp32", coco=tmp_path, imagenet=tmp_path)
+    (record,) = acceptance.accept(request)
+    step = steps(record)["measure accuracy"]
+    assert (step.outcome, step.message) == ("skipped", "none is reproduced of models made for embedding")
+    assert (record.verdict, record.data) == ("accepted", "")
+
+
+def test_auto_takes_plugins_for_the_graphs_that_gained(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the bundle is called: the demo calls itself as a model of the zoo."""
+    GraphWorld().enter(monkeypatch)
+    path = Path(shutil.copytree(two, tmp_path / "two"))
+    (record,) = acceptance.accept(request_for(path, tmp_path / "records", "fp32"))
+    gained = dataclasses.replace(record, plugin_speedup=1.25)
+    records.write(gained, records.folders()[1])
+    auto = BuildOptions(binding="auto", batch=BatchRange(1, 2, 4))
+    assert {each.record.binding for each in saccade.build(path, auto)} == {"plugin"}
+    manifest = json.loads((path / bundle.MANIFEST).read_text())
+    (path / bundle.MANIFEST).write_text(json.dumps({**manifest, "name": "renamed"}))
+    assert {each.record.binding for each in saccade.build(path, auto)} == {"plugin"}
+    records.write(dataclasses.replace(gained, plugin_speedup=1.05), records.folders()[1])
+    assert {each.record.binding for each in saccade.build(path, auto)} == {"function"}
+    records.write(
+        dataclasses.replace(gained, graph_sha256={"graphs/image.onnx": "a" * 64}), records.folders()[1]
+    )
+    assert {each.record.binding for each in saccade.build(path, auto)} == {"function"}
 
 
 def with_float16(path: Path, out: Path) -> Path:
@@ -222,6 +283,56 @@ def test_published_accuracy_is_reproduced_by_the_plan(
     (record,) = acceptance.accept(request_for(path, tmp_path / "records", "fp32", imagenet=labelled))
     assert record.failed_call == failed_call, record.steps
     assert record.accuracy == {"top1": expected}
+
+
+@pytest.mark.parametrize(("off", "failed_call"), [(0.0, ""), (0.3, "compare accuracy")])
+def test_published_ap_is_reproduced_by_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: float, failed_call: str
+) -> None:
+    """More pictures than a detector's plan takes at once, annotated with what ONNX Runtime finds in them."""
+    GraphWorld().enter(monkeypatch)
+    path = every_task.write("instance_segmentation", tmp_path / "detector").path
+    data = annotated(path, tmp_path / "coco")
+    with saccade.load(path, "onnxruntime") as predictor:
+        expected: Any = evaluate(
+            predictor, data / "val2017", annotations=data / "annotations" / "instances_val2017.json"
+        )
+    ap = {"box_ap": expected.boxes.ap, "mask_ap": expected.masks.ap}
+    assert ap["box_ap"] > 50  # in percent
+    published = {"small_instance_segmentation": (ap["box_ap"] + off, ap["mask_ap"])}
+    monkeypatch.setattr(accuracy, "PUBLISHED_AP", published)
+    (record,) = acceptance.accept(request_for(path, tmp_path / "records", "fp32", coco=data, size=SIZE))
+    assert record.failed_call == failed_call, record.steps
+    assert record.accuracy == pytest.approx(ap)
+
+
+def annotated(path: Path, data: Path) -> Path:
+    """COCO's layout: six pictures, and what the detector at `path` finds in them as the truth."""
+    rng = np.random.default_rng(0)
+    (data / "val2017").mkdir(parents=True)
+    (data / "annotations").mkdir()
+    files = [data / "val2017" / f"{index}.png" for index in range(6)]
+    for file in files:
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(file)
+    with saccade.load(path, "onnxruntime") as predictor:
+        results: list[Any] = predictor(files)
+        names = predictor.labels
+    category_ids = {name: index + 1 for index, name in enumerate(names)}
+    found = [row for index, each in enumerate(results) for row in each.to_coco(index, category_ids)]
+    objects = [
+        {**row, "id": index + 1, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3]}
+        for index, row in enumerate(found)
+    ]
+    truth = {
+        "images": [
+            {"id": index, "file_name": file.name, "height": 40, "width": 60}
+            for index, file in enumerate(files)
+        ],
+        "annotations": objects,
+        "categories": [{"id": key, "name": name} for name, key in category_ids.items()],
+    }
+    (data / "annotations" / "instances_val2017.json").write_text(json.dumps(truth))
+    return data
 
 
 # --- every call fails once -----------------------------------------------------------------------------
