@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 def accept(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Bundles, or `saccade models`.")],
     precision: Annotated[
-        list[str] | None, typer.Option("--precision", metavar="NAME", help="Repeatable (default: fp16).")
+        list[str] | None,
+        typer.Option(
+            "--precision", metavar="NAME", help="fp32, tf32, fp16, bf16 or int8; repeatable (default: fp16)."
+        ),
     ] = None,
     flavour: Annotated[
         str, typer.Option("--flavour", metavar="NAME", help="tensorrt or tensorrt_rtx.")
@@ -31,7 +34,7 @@ def accept(
     ] = "1,8,16",
     size: Annotated[
         str,
-        typer.Option("--size", metavar="HxW,HxW,HxW", help="For free picture sizes."),
+        typer.Option("--size", metavar="HxW,HxW,HxW", help="For free picture sizes; with the sample's."),
     ] = "128x128,800x1344,1344x1344",
     weights: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Checkpoints NAME.safetensors, NAME.pth of the zoo.")
