@@ -34,6 +34,7 @@ class DriverApi:
         self._faults = faults
         self._threads = threading.local()
         self.retained = 0
+        self.devices: dict[int, int] = {}  # of contexts that are not on the first
 
     def _complain(self, words: str) -> None:
         pass
@@ -58,7 +59,7 @@ class DriverApi:
 
     @call((CudaResult.CUDA_ERROR_CONTEXT_IS_DESTROYED, None))
     def cuCtxGetDevice(self) -> tuple[Any, int]:
-        return CudaResult.CUDA_SUCCESS, 0
+        return CudaResult.CUDA_SUCCESS, self.devices.get(self.current, 0)
 
     @call((CudaResult.CUDA_ERROR_CONTEXT_IS_DESTROYED, None))
     def cuDeviceGet(self, ordinal: int) -> tuple[Any, int]:
@@ -128,6 +129,11 @@ class Cuda:
         self._next += 1
         self._handles[self._next] = kind
         return self._next
+
+    @property
+    def recording(self) -> bool:
+        """Whether any stream is being captured."""
+        return bool(self._recording)
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
         recording = self._recording.get(stream)

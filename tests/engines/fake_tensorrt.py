@@ -336,7 +336,9 @@ class _Engine(_Object):
 
 
 class _Context(_Object):
-    """Made without device memory. A graph that was captured from it dies with the next change to it."""
+    """Made without device memory. A graph that was captured from it dies with the next change to it, and has
+    the weights of that time. After a failure, but for one to be captured, it is of no use.
+    """
 
     def __init__(self, world: World, engine: _Engine) -> None:
         super().__init__(world)
@@ -345,6 +347,11 @@ class _Context(_Object):
         self._addresses: dict[str, int] = {}
         self._scratch = 0
         self._changes = 0
+        self._broken = False
+
+    def _complain(self, words: str) -> None:
+        self._broken |= not self._world.cuda.recording
+        super()._complain(words)
 
     @call(None)
     def set_device_memory(self, memory: int, size: int) -> None:
@@ -372,14 +379,15 @@ class _Context(_Object):
     @call(False)
     def execute_async_v3(self, stream: int) -> bool:
         batch, addresses, changes = self._batch, dict(self._addresses), self._changes
-        if not self._scratch:
-            self._complain("no device memory was set")
+        factor = self._engine.factor
+        if self._broken or not self._scratch:
+            self._complain("the context is broken, or no device memory was set")
             return False
 
         def work() -> None:
             assert self._changes == changes, "a graph was replayed after its context had changed"
             image = _view(addresses["image"], (batch, *IMAGE))
-            _view(addresses["logits"], (batch, 10))[:] = logits(image) * self._engine.factor
+            _view(addresses["logits"], (batch, 10))[:] = logits(image) * factor
             self._world.executions += 1
 
         self._world.cuda.enqueue(stream, work)

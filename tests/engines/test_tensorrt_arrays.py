@@ -84,6 +84,44 @@ def test_what_a_capsule_says(dtype: str) -> None:
     assert feed.on_device
 
 
+class DLTensor(ctypes.Structure):
+    """As dlpack.h has it."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_uint8 * 4),  # code, bits, and lanes in two bytes
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class ByHand:
+    """A capsule of two float32 (times `lanes`), 24 bytes after the address 4096, without strides."""
+
+    def __init__(self, lanes: int = 1) -> None:
+        shape = (ctypes.c_int64 * 1)(2)
+        dtype = (ctypes.c_uint8 * 4)(2, 32, lanes, 0)
+        self._tensor = DLTensor(4096, (2, 0), 1, dtype, shape, None, 24)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(ctypes.addressof(self._tensor), b"dltensor", None)
+
+
+def test_a_capsule_made_by_hand() -> None:
+    feed = locate("x", ByHand())
+    assert (feed.address, feed.shape, feed.dtype, feed.size) == (4120, (2,), np.float32, 8)
+    with pytest.raises(InputError, match="DLPack type 2 of 32 bits"):
+        locate("x", ByHand(lanes=4))
+
+
 def refused(kind: str) -> Any:
     torch = pytest.importorskip("torch")
     arrays = {"gaps": torch.zeros(4, 6)[:, ::2], "bfloat16": torch.zeros(3, dtype=torch.bfloat16)}
@@ -149,11 +187,14 @@ def test_the_context_of_an_application_is_used_and_stays(plan: Path, world: Worl
     assert world.cuda.leaks == world.cuda.freed_elsewhere == []
 
 
-def test_without_one_it_is_the_primary_context(plan: Path, world: World) -> None:
+@pytest.mark.parametrize("elsewhere", [[], [9]], ids=["none", "of another device"])
+def test_without_one_it_is_the_primary_context(plan: Path, world: World, elsewhere: list[int]) -> None:
+    world.contexts.stack.extend(elsewhere)
+    world.contexts.devices[9] = 1
     with TensorRtEngine(plan, EngineOptions()) as engine:
         engine.run({"image": image(1)})
         assert world.contexts.retained == 1
-    assert world.contexts.stack == []
+    assert world.contexts.stack == elsewhere
     assert {context for context, _ in world.cuda.placed.values()} == {world.contexts.PRIMARY}
 
 
