@@ -56,6 +56,11 @@ def build(
     if not os.access(bundle.path, os.W_OK):
         raise UsageError(f"{bundle.path} cannot be written: cp -r {bundle.path} DIR, and build that copy")
     resolved = _with_binding(chosen, bundle)
+    if resolved.binding == "plugin" and not has_plugin_nodes(bundle, resolved.precision):
+        raise UsageError(
+            f"{bundle.name} in {resolved.precision} is built from a form for TensorRT in standard operators, "
+            "without nodes that plugins could take: build it with binding function"
+        )
     built: list[Built] = []
     try:
         for name in bundle.graphs:
@@ -109,7 +114,14 @@ def _source(bundle: bundles.Bundle, name: str, options: BuildOptions) -> Source:
     )
 
 
-def sums(bundle: bundles.Bundle, precision: str) -> dict[str, str]:
+def has_plugin_nodes(bundle: bundles.Bundle, precision: str) -> bool:
+    """Whether plugins find nodes in all its graphs: not where TensorRT takes another form than
+    the source only, as a detector's and int8's.
+    """
+    return not any("tensorrt" in bundles.graph_in(bundle, name, precision).files for name in bundle.graphs)
+
+
+def graph_sums(bundle: bundles.Bundle, precision: str) -> dict[str, str]:
     """sha256 of all that plans in `precision` come from, by path in the bundle."""
     found: dict[str, str] = {}
     for name in bundle.graphs:
@@ -136,5 +148,5 @@ def _with_binding(options: BuildOptions, bundle: bundles.Bundle) -> BuildOptions
     from saccade.acceptance.records import plugin_speedup
 
     gpu = find_gpu() if flavour(options.flavour).aot_plugins else None
-    gain = plugin_speedup(sums(bundle, options.precision), gpu.name, options.precision) if gpu else 0.0
+    gain = plugin_speedup(graph_sums(bundle, options.precision), gpu.name, options.precision) if gpu else 0.0
     return dataclasses.replace(options, binding="plugin" if gain >= _FASTER else "function")

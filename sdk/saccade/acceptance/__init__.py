@@ -239,7 +239,7 @@ def _record(
     }
     return AcceptanceRecord(
         model=name,
-        graph_sha256=builds.sums(bundle, options.precision) if bundle else {},
+        graph_sha256=builds.graph_sums(bundle, options.precision) if bundle else {},
         precision=options.precision,
         gpu=gpu.name,
         compute_capability=gpu.capability,

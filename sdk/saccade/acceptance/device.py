@@ -22,7 +22,7 @@ from saccade.bundle import Bundle
 from saccade.engines.conformance import Sample
 from saccade.engines.engine import Engine, EngineOptions, TensorSpec, open_engine
 from saccade.engines.tensorrt.builder import Source, build_plan
-from saccade.engines.tensorrt.flavours import PLUGINS_SINCE, flavour, installed_version, version_numbers
+from saccade.engines.tensorrt.flavours import takes_plugins
 from saccade.engines.tensorrt.network import PLAN_TYPES
 from saccade.engines.tensorrt.options import Binding
 from saccade.errors import EngineError, UsageError
@@ -46,7 +46,11 @@ def build_and_compare(
 ) -> None:
     """Both bindings of one bundle in one precision. runs: whether there is a GPU to run them on."""
     layers = row.call("read graphs", partial(_with_layers, bundle, options.precision)) or ()
-    for binding in _bindings(options, layers):
+    bindings = _bindings(options, layers)
+    if "plugin" in bindings and not builds.has_plugin_nodes(bundle, options.precision):
+        bindings.remove("plugin")
+        row.skip("build plugin", "the form of this model for TensorRT has no nodes for plugins")
+    for binding in bindings:
         chosen = _with_binding(options, binding)
         built = row.call(f"build {binding}", partial(builds.build, bundle.path, chosen))
         if built is None:
@@ -119,9 +123,7 @@ def _with_binding(options: BuildOptions, binding: Binding) -> BuildOptions:
 
 
 def _bindings(options: BuildOptions, layers: Sequence[str]) -> list[Binding]:
-    version = installed_version(options.flavour) if flavour(options.flavour).aot_plugins else None
-    plugins = version is not None and version_numbers(version) >= PLUGINS_SINCE and bool(layers)
-    return ["function", "plugin"] if plugins else ["function"]
+    return ["function", "plugin"] if layers and takes_plugins(options.flavour) else ["function"]
 
 
 def _with_layers(bundle: Bundle, precision: str) -> tuple[str, ...]:

@@ -165,6 +165,23 @@ def test_a_detector_that_finds_nothing_or_no_numbers_is_refused(
     assert "choices: the plan finds nothing, or no numbers" in steps(record)["run function"].message
 
 
+def test_a_model_with_a_form_for_tensorrt_is_built_without_plugins(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detector's source has operators that TensorRT lacks; its other form has no nodes for plugins."""
+    GraphWorld().enter(monkeypatch)
+    path = Path(shutil.copytree(two, tmp_path / "two"))
+    manifest = json.loads((path / bundle.MANIFEST).read_text())
+    manifest["graphs"]["choices"]["files"]["tensorrt"] = "graphs/choices.onnx"
+    (path / bundle.MANIFEST).write_text(json.dumps(manifest))
+    (record,) = acceptance.accept(request_for(path, tmp_path / "records", "fp32"))
+    assert record.verdict == "accepted", record.steps
+    assert steps(record)["build plugin"].outcome == "skipped"
+    assert set(record.plan_sha256) == {"function/image", "function/choices"}
+    with pytest.raises(saccade.errors.UsageError, match="build it with binding function"):
+        saccade.build(path, BuildOptions(binding="plugin"))
+
+
 def test_older_tensorrt_takes_no_plugins(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = GraphWorld()
     world.version = world.trt.__version__ = "10.14.1"
