@@ -62,9 +62,9 @@ def is_on_device(value: Any) -> bool:
     """Whether `value` is an array on a GPU."""
     if isinstance(value, np.ndarray):
         return False
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
-    return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in _CUDA_DEVICES
+    if hasattr(value, "__dlpack_device__"):  # first: the other may be there and raise
+        return int(value.__dlpack_device__()[0]) in _CUDA_DEVICES
+    return hasattr(value, "__cuda_array_interface__")
 
 
 def on_host(name: str, value: Any) -> NDArray[Any]:
@@ -74,7 +74,7 @@ def on_host(name: str, value: Any) -> NDArray[Any]:
     try:
         return np.from_dlpack(value)
     except Exception as error:  # each library has its own
-        raise InputError(f"input {name!r}, a {type(value).__name__}, cannot be read: {error}") from error
+        raise _unreadable(name, value, error) from error
 
 
 def locate(name: str, value: Any, stream: int | None = None) -> Feed:
@@ -85,7 +85,10 @@ def locate(name: str, value: Any, stream: int | None = None) -> Feed:
     if not is_on_device(value):
         host = np.ascontiguousarray(on_host(name, value))
         return Feed(host, host.ctypes.data, host.shape, host.dtype)
-    interface = getattr(value, "__cuda_array_interface__", None)
+    try:
+        interface = getattr(value, "__cuda_array_interface__", None)
+    except Exception as error:  # PyTorch's, where a gradient is asked for
+        raise _unreadable(name, value, error) from error
     if interface is None:
         return _of_capsule(name, value, stream)
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
@@ -123,7 +126,7 @@ def _of_capsule(name: str, value: Any, stream: int | None) -> Feed:
         capsule = value.__dlpack__(stream=after)
         tensor = _Tensor.from_address(_pointer_in(capsule, b"dltensor"))
     except Exception as error:  # each library has its own
-        raise InputError(f"input {name!r}, a {type(value).__name__}, cannot be read: {error}") from error
+        raise _unreadable(name, value, error) from error
     if tensor.code not in _KINDS or tensor.lanes != 1 or tensor.bits % 8:
         raise InputError(
             f"input {name!r} has DLPack type {tensor.code} of {tensor.bits} bits, NumPy has none such"
@@ -133,6 +136,10 @@ def _of_capsule(name: str, value: Any, stream: int | None) -> Feed:
     strides = [step * dtype.itemsize for step in tensor.strides[: tensor.ndim]] if tensor.strides else None
     _check_contiguous(name, shape, strides, dtype.itemsize)
     return Feed(capsule, (tensor.data or 0) + tensor.byte_offset, shape, dtype, True, after)
+
+
+def _unreadable(name: str, value: Any, error: Exception) -> InputError:
+    return InputError(f"input {name!r}, a {type(value).__name__}, cannot be read: {error}")
 
 
 def _check_contiguous(name: str, shape: Sequence[int], strides: Sequence[int] | None, step: int) -> None:

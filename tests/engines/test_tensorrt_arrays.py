@@ -122,7 +122,17 @@ def test_a_capsule_made_by_hand() -> None:
         locate("x", ByHand(lanes=4))
 
 
+class WithGradient(ByHand):
+    """As PyTorch's tensors on a GPU that ask for a gradient."""
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        raise RuntimeError("use tensor.detach()")
+
+
 def refused(kind: str) -> Any:
+    if kind == "gradient":
+        return WithGradient()
     torch = pytest.importorskip("torch")
     arrays = {"gaps": torch.zeros(4, 6)[:, ::2], "bfloat16": torch.zeros(3, dtype=torch.bfloat16)}
     return Capsules(None, arrays.get(kind))  # type: ignore[arg-type]
@@ -134,6 +144,7 @@ def refused(kind: str) -> Any:
         ("gaps", "not contiguous"),
         ("bfloat16", "DLPack type 4 of 16 bits"),
         ("broken", "input 'x', a Capsules, cannot be read: 'NoneType'"),
+        ("gradient", r"input 'x', a WithGradient, cannot be read: use tensor.detach\(\)"),
     ],
 )
 def test_capsules_that_are_refused(kind: str, message: str) -> None:
