@@ -187,7 +187,10 @@ def _two(engines: Sequence[str], precision: str) -> tuple[str, str]:
     for engine in chosen:
         resolve_engine(engine)
         if ENGINES[engine].built:
-            raise UsageError(f"{engine} shows no layers of a plan: compare them on another engine")
+            raise UsageError(
+                f"{engine} runs plans, which are fused and keep no inner tensors: compare the graph's layers "
+                "on onnxruntime or openvino; on a GPU `saccade accept` compares those of plans built for that"
+            )
     return chosen[0], chosen[1]
 
 
