@@ -24,6 +24,8 @@ from onnx import helper
 from saccade.engines.engine import Arrays
 from saccade.engines.passes.outputs import computed, with_outputs, with_types
 from saccade.engines.scratch import opened
+from saccade.engines.tensorrt.options import BatchRange, BuildOptions, SizeRange
+from saccade.engines.tensorrt.temporary import FLOATS, run_once
 
 Run: TypeAlias = Callable[[onnx.ModelProto, Arrays], dict[str, NDArray[Any]]]
 
@@ -65,10 +67,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Side:
-    """A graph, with its weights, and what runs it."""
+    """A graph, with its weights, and what runs it. floats_only: it shows no tensors of other types."""
 
     model: onnx.ModelProto
     run: Run
+    floats_only: bool = False
+
+    def shown(self) -> set[str]:
+        """Names of what its nodes compute, as far as it is shown. model: with types."""
+        names = computed(self.model)
+        if not self.floats_only:
+            return names
+        typed = (*self.model.graph.value_info, *self.model.graph.output)
+        return names & {value.name for value in typed if value.type.tensor_type.elem_type in FLOATS}
 
 
 def in_engine(model: onnx.ModelProto, engine: str) -> Side:
@@ -80,6 +91,40 @@ def _run(model: onnx.ModelProto, feeds: Arrays, engine: str) -> dict[str, NDArra
     with opened(model, engine) as running:
         wanted = {name: np.dtype(spec.dtype) for name, spec in running.inputs.items()}
         return running.run({name: feeds[name].astype(dtype, copy=False) for name, dtype in wanted.items()})
+
+
+def in_plans(
+    model: onnx.ModelProto,
+    options: BuildOptions,
+    what: str,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Side:
+    """`model` run by TensorRT, in plans that are built for each run. what: is run, for messages.
+
+    Of `options` the profile is replaced: it is the shapes that are run. Integers are not shown, as TensorRT
+    keeps those that are sizes on the host.
+    """
+    return Side(model, partial(_run_plan, options=options, what=what, progress=progress), floats_only=True)
+
+
+def _run_plan(
+    model: onnx.ModelProto, feeds: Arrays, options: BuildOptions, what: str, progress: Callable[[str], None]
+) -> dict[str, NDArray[Any]]:
+    free = _free_sizes(model, feeds)
+    batch = free.get("batch", 1)
+    size = (free["height"], free["width"]) if {"height", "width"} <= free.keys() else None
+    fitting = replace(
+        options,
+        batch=BatchRange(batch, batch, batch),
+        size=SizeRange(size, size, size) if size else None,
+    )
+    step = f"building a plan with {len(model.graph.output)} outputs"
+    progress(step)
+
+    def say(phase: str, fraction: float) -> None:
+        progress(f"{step}: {phase} {fraction:.0%}")
+
+    return run_once(model, feeds, fitting, what, say=say)
 
 
 def compare(
@@ -96,7 +141,7 @@ def compare(
     """
     tested = replace(tested, model=with_types(tested.model))
     yardstick = replace(yardstick, model=with_types(yardstick.model))
-    shown = computed(tested.model) & computed(yardstick.model)
+    shown = tested.shown() & yardstick.shown()
     given = shown | {value.name for value in yardstick.model.graph.input}
     stored = {tensor.name for tensor in yardstick.model.graph.initializer}
     for first, nodes in _pieces(yardstick.model, shown, feeds):
@@ -153,12 +198,7 @@ def _pieces(
 
 def _sizes(model: onnx.ModelProto, feeds: Arrays) -> dict[str, int]:
     """Bytes of the results whose shapes the graph states, with the free sizes that `feeds` have."""
-    free = {
-        dim.dim_param: size
-        for value in model.graph.input
-        for dim, size in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True)
-        if dim.dim_param
-    }
+    free = _free_sizes(model, feeds)
     sizes = {}
     for value in (*model.graph.value_info, *model.graph.output):
         kind = value.type.tensor_type
@@ -166,6 +206,16 @@ def _sizes(model: onnx.ModelProto, feeds: Arrays) -> dict[str, int]:
         if kind.HasField("shape") and None not in dims:
             sizes[value.name] = int(np.prod([dim or 1 for dim in dims])) * 4
     return sizes
+
+
+def _free_sizes(model: onnx.ModelProto, feeds: Arrays) -> dict[str, int]:
+    """What the named dimensions of the inputs are in `feeds`."""
+    return {
+        dim.dim_param: size
+        for value in model.graph.input
+        for dim, size in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True)
+        if dim.dim_param
+    }
 
 
 def _alone(
@@ -176,7 +226,7 @@ def _alone(
     Its outputs are named by `_ALONE`.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    typed = (*model.graph.input, *model.graph.value_info)
+    typed = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in typed}
     read = dict.fromkeys(name for node in nodes for name in node.input if name)
     feeds, inputs = {}, []

@@ -27,8 +27,10 @@ class ReferenceEngine(Closing):
         except Exception as error:  # parsing and evaluation have no common root of errors
             raise EngineError(f"the reference engine cannot open {path}: {error}") from error
         stored = {tensor.name for tensor in model.graph.initializer}
-        self.inputs = {value.name: _spec(value) for value in model.graph.input if value.name not in stored}
-        self.outputs = {value.name: _spec(value) for value in model.graph.output}
+        self.inputs = {
+            value.name: tensor_spec(value) for value in model.graph.input if value.name not in stored
+        }
+        self.outputs = {value.name: tensor_spec(value) for value in model.graph.output}
         self._evaluator = Owned(evaluator, f"the reference engine of {path.name}")
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
@@ -46,7 +48,7 @@ class ReferenceEngine(Closing):
         self._evaluator.close()
 
 
-def _spec(value: Any) -> TensorSpec:
+def tensor_spec(value: Any) -> TensorSpec:
     """Free dimensions without a name get one from the tensor and the axis."""
     from onnx.helper import tensor_dtype_to_np_dtype
 

@@ -170,6 +170,11 @@ def trust(folder: Path) -> Record:
     return record
 
 
+def forget(record: Record) -> None:
+    """Take back the note of a plan that is gone."""
+    _noted(record.plan_sha256).unlink(missing_ok=True)
+
+
 def cache() -> Path:
     """Where timings and the notes of trusted plans are kept: `$SACCADE_CACHE`, default ~/.cache/saccade."""
     return Path(os.environ.get("SACCADE_CACHE", Path.home() / ".cache" / "saccade"))

@@ -96,14 +96,18 @@ def with_plan(bundle: bundles.Bundle, name: str, precision: str, device_index: i
     return dataclasses.replace(graph, files={**graph.files, "tensorrt": plan})
 
 
-def _source(bundle: bundles.Bundle, name: str, options: BuildOptions) -> Source:
+def graph_file(graph: bundles.Graph, options: BuildOptions) -> Path:
     """What to build from. Where no plugin takes the nodes, their bodies folded for fixed sizes give a third
     of the layers (docs/tensorrt.md): then the form in standard operators.
     """
-    graph = bundles.graph_in(bundle, name, options.precision)
     plugged = options.binding == "plugin" and takes_plugins(options.flavour)
     variants = ("source",) if plugged else _IN_STANDARD_OPERATORS
-    path = next(graph.files[variant] for variant in variants if variant in graph.files)
+    return next(graph.files[variant] for variant in variants if variant in graph.files)
+
+
+def _source(bundle: bundles.Bundle, name: str, options: BuildOptions) -> Source:
+    graph = bundles.graph_in(bundle, name, options.precision)
+    path = graph_file(graph, options)
     return Source(
         bundle=bundle.name,
         graph=name,

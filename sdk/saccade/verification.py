@@ -12,10 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from saccade import bundle as bundles
+from saccade.builds import graph_file
 from saccade.engines.engine import AUTO_ORDER, ENGINES, open_engine, resolve_engine
+from saccade.engines.tensorrt.flavours import FLAVOURS, flavour, load
+from saccade.engines.tensorrt.gpu import require_gpu
+from saccade.engines.tensorrt.options import BuildOptions, Precision
 from saccade.errors import MissingDependency, UsageError
 from saccade.loading import graph_for
 
@@ -154,24 +158,24 @@ def verify_layers(
     engines: the one that is tested, and the yardstick. The tested one runs the graph in `precision`; in a
     lower one than float32 ONNX Runtime does so by emulation. The yardstick runs the float32 source graph,
     the reference engine in float64. Defaults: onnxruntime, beside onnxruntime for a lower precision and
-    beside the reference for float32.
+    beside the reference for float32. "tensorrt" and "tensorrt_rtx" run plans with every layer's result as an
+    output, which are built for it on the first GPU.
     """
     try:
         from saccade.engines import layers
-        from saccade.engines.precision import precision_named
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"comparing layers needs {error.name}, which is not installed: pip install 'saccade[export,cpu]'"
         ) from error
     tested, yardstick = _two(engines, precision)
     bundle = bundles.read(bundles.resolve(name_or_path))
-    roundoff = 2.0**-24 if precision == "fp32" else precision_named(precision).roundoff
+    roundoff = _roundoff(tested, precision)
+    say = progress or (lambda step: None)
     found = {}
     for name in bundle.graphs:
-        sides = _tested(bundle, name, tested, precision), _yardstick(bundle, name, yardstick)
+        sides = _tested(bundle, name, tested, precision, say), _yardstick(bundle, name, yardstick, say)
         feeds = bundles.sample_of(bundle, name).inputs
-        rows = layers.compare(*sides, feeds, roundoff=roundoff, progress=progress or (lambda step: None))
-        found[name] = tuple(rows)
+        found[name] = tuple(layers.compare(*sides, feeds, roundoff=roundoff, progress=say))
     arithmetic = "float64" if yardstick == "reference" else "fp32"
     return LayerVerification(
         bundle.name, bundle.path, f"{tested} {precision}", f"{yardstick} {arithmetic}", found
@@ -185,37 +189,63 @@ def _two(engines: Sequence[str], precision: str) -> tuple[str, str]:
     if len(chosen) > 2:
         raise UsageError(f"layers are compared between two engines, not {len(chosen)}: {', '.join(chosen)}")
     for engine in chosen:
-        resolve_engine(engine)
-        if ENGINES[engine].built:
-            raise UsageError(
-                f"{engine} runs plans, which are fused and keep no inner tensors: compare the graph's layers "
-                "on onnxruntime or openvino; on a GPU `saccade accept` compares those of plans built for that"
-            )
+        if engine in FLAVOURS:
+            _require_builder(engine)
+        else:
+            resolve_engine(engine)
     return chosen[0], chosen[1]
 
 
-def _tested(bundle: bundles.Bundle, name: str, engine: str, precision: str) -> Side:
+def _require_builder(name: str) -> None:
+    """EngineError without a GPU, MissingDependency without the library: before any graph is read."""
+    BuildOptions(flavour=name)  # UsageError for the one that builds nothing
+    require_gpu()
+    resolve_engine("tensorrt")
+    load(flavour(name))
+
+
+def _roundoff(tested: str, precision: str) -> float:
+    from saccade.engines.precision import PRECISIONS, precision_named
+
+    if precision == "fp32":
+        return 2.0**-24
+    if precision == "tf32" and tested in FLAVOURS:
+        return PRECISIONS["fp16"].roundoff  # it has as many digits
+    return precision_named(precision).roundoff
+
+
+def _tested(
+    bundle: bundles.Bundle, name: str, engine: str, precision: str, progress: Callable[[str], None]
+) -> Side:
     import onnx
 
     from saccade.engines.islands import OPSET
-    from saccade.engines.layers import in_engine
+    from saccade.engines.layers import in_engine, in_plans
     from saccade.engines.passes.rounding import emulate
 
-    files = bundles.graph_in(bundle, name, precision).files
+    graph = bundles.graph_in(bundle, name, precision)
+    files = graph.files
+    if engine in FLAVOURS:
+        options = BuildOptions(flavour=engine, precision=cast(Precision, precision))
+        model = onnx.load(graph_file(graph, options))
+        return in_plans(model, options, f"{bundle.name} layers", progress)
     if engine == "onnxruntime" and precision != "fp32":
         return in_engine(emulate(onnx.load(files["source"]), OPSET), engine)
     return in_engine(onnx.load(files.get(engine, files["source"])), engine)
 
 
-def _yardstick(bundle: bundles.Bundle, name: str, engine: str) -> Side:
+def _yardstick(bundle: bundles.Bundle, name: str, engine: str, progress: Callable[[str], None]) -> Side:
     import onnx
 
-    from saccade.engines.layers import in_engine
+    from saccade.engines.layers import in_engine, in_plans
     from saccade.engines.passes.float64 import as_float64
 
     files = bundle.graphs[name].files
     if engine == "reference":
         return in_engine(as_float64(onnx.load(files["source"])), engine)
     # Source graph where the engine knows functions: there `saccade` nodes are nodes.
+    if engine in FLAVOURS:
+        model = onnx.load(files.get("tensorrt", files["source"]))
+        return in_plans(model, BuildOptions(flavour=engine), f"{bundle.name} layers", progress)
     path = files.get(engine, files["source"]) if engine == "openvino" else files["source"]
     return in_engine(onnx.load(path), engine)

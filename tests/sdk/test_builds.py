@@ -25,7 +25,7 @@ from saccade.builds import BatchRange, BuildOptions, trust
 from saccade.bundle import write
 from saccade.engines.tensorrt.gpu import find_gpu
 from saccade.errors import EngineError, EngineMismatch, UsageError
-from saccade.verification import verify, verify_layers
+from saccade.verification import verify
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
@@ -241,12 +241,6 @@ def test_a_predictor_over_a_plan(served: Path) -> None:
         assert predictor([picture] * 3)[2].labels == predictor(picture).labels == tiny.LABELS
     (comparison,) = verify(served, ("tensorrt",)).comparisons
     assert comparison.agrees
-
-
-def test_layers_of_a_plan_are_compared_by_accept(served: Path) -> None:
-    for engines in (["tensorrt"], ["onnxruntime", "tensorrt"]):
-        with pytest.raises(UsageError, match=r"keep no inner tensors: .* `saccade accept` compares those"):
-            verify_layers(served, engines)
 
 
 @pytest.mark.parametrize("binding", ["function", "plugin"])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,7 @@ from saccade.acceptance.row import Row
 from saccade.builds import BuildOptions, Built, SizeRange
 from saccade.bundle import Bundle
 from saccade.engines.conformance import Sample
-from saccade.engines.engine import Engine, EngineOptions, TensorSpec, open_engine
-from saccade.engines.tensorrt.builder import Source, build_plan
+from saccade.engines.engine import Engine, EngineOptions, open_engine
 from saccade.engines.tensorrt.flavours import takes_plugins
 from saccade.engines.tensorrt.network import PLAN_TYPES
 from saccade.engines.tensorrt.options import Binding
@@ -211,29 +208,20 @@ def _layers(bundle: Bundle, options: BuildOptions, names: Sequence[str]) -> str:
     import onnx
 
     from saccade.acceptance.layers import compare, watched
+    from saccade.engines.tensorrt.temporary import run_once
 
     count, worst = 0, 0.0
-    with tempfile.TemporaryDirectory(prefix="saccade-accept-") as scratch:
-        for name in names:
-            graph = bundles.graph_in(bundle, name, options.precision)
-            model = onnx.load(graph.files["source"])
-            shown = watched(model)
-            target = Path(scratch) / name / "graphs" / "layers.onnx"
-            target.parent.mkdir(parents=True)
-            onnx.save(shown, target)
-            outputs = tuple(TensorSpec(value.name, "float32", ()) for value in shown.graph.output)
-            source = Source(f"{bundle.name} layers", name, target, {}, graph.inputs, outputs)
-            folder, _ = build_plan(source, options, target.parents[1] / "engines")
-            feeds = _sample(bundle, name, options, answers=False).inputs
-            with open_engine({"source": folder, "tensorrt": folder}, "tensorrt", _CUDA) as engine:
-                answers = engine.run(feeds)
-            for layer in compare(model, feeds, answers, roundoff=_ROUNDOFF[options.precision]):
-                count, worst = count + 1, max(worst, layer.share / layer.limit)
-                if not layer.agrees:
-                    raise EngineError(
-                        f"{name}: {layer.node} ({layer.operator}) differs from torch by {layer.share:.3g} of "
-                        f"its largest value, limit {layer.limit:.3g}"
-                    )
+    for name in names:
+        model = onnx.load(bundles.graph_in(bundle, name, options.precision).files["source"])
+        feeds = _sample(bundle, name, options, answers=False).inputs
+        answers = run_once(watched(model), feeds, options, f"{bundle.name} layers")
+        for layer in compare(model, feeds, answers, roundoff=_ROUNDOFF[options.precision]):
+            count, worst = count + 1, max(worst, layer.share / layer.limit)
+            if not layer.agrees:
+                raise EngineError(
+                    f"{name}: {layer.node} ({layer.operator}) differs from torch by {layer.share:.3g} of "
+                    f"its largest value, limit {layer.limit:.3g}"
+                )
     return f"{count} layers, at most {worst:.2f} of the limit"
 
 

@@ -36,13 +36,10 @@ def has_layers(model: onnx.ModelProto) -> bool:
 
 
 def watched(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model`, whose outputs are what its semantic-token layers read and give, in float32.
+    """`model`, whose outputs are what its semantic-token layers read and give.
 
     model: with its weights. A constant that a layer reads is no output.
     """
-    import onnx
-    from onnx import TensorProto, helper
-
     from saccade.engines.passes.outputs import computed, with_outputs, with_types
 
     shown = computed(model)
@@ -53,13 +50,7 @@ def watched(model: onnx.ModelProto) -> onnx.ModelProto:
         for name in (*node.input, *node.output)
         if name in shown
     ]
-    copied = onnx.ModelProto()
-    copied.CopyFrom(with_types(model))
-    for name in dict.fromkeys(names):
-        # A cast for all: NumPy has no bfloat16, and a cast from float32 to float32 costs nothing.
-        copied.graph.node.append(helper.make_node("Cast", [name], [_shown(name)], to=TensorProto.FLOAT))
-    inferred = onnx.shape_inference.infer_shapes(copied)
-    return with_outputs(inferred, [_shown(name) for name in dict.fromkeys(names)])
+    return with_outputs(with_types(model), list(dict.fromkeys(names)))
 
 
 def compare(
@@ -81,14 +72,14 @@ def compare(
         if not _is_layer(node):
             continue
         inputs = [
-            torch.from_numpy(np.array(known[name] if name in known else answers[_shown(name)], np.float32))
+            torch.from_numpy(np.array(known[name] if name in known else answers[name], np.float32))
             for name in node.input
         ]
         attributes = {each.name: each.i for each in node.attribute}
         own = {name: attributes[name] for name in OPERATORS[node.op_type].attributes}
         with attention.without_kernels(), torch.inference_mode():
             expected = getattr(attention, KERNELS[node.op_type].name)(*inputs, **own).numpy()
-        actual = answers[_shown(node.output[0])]
+        actual = answers[node.output[0]]
         largest = max(float(np.abs(expected).max(initial=0.0)), 1e-30)
         share = float(np.abs(actual - expected).max(initial=0.0)) / largest
         yield LayerError(node.name, node.op_type, share, ROUNDINGS * roundoff + SUMS)
@@ -108,7 +99,3 @@ def _constants(model: onnx.ModelProto) -> Mapping[str, NDArray[Any]]:
     read = {name for node in model.graph.node if _is_layer(node) for name in node.input}
     stored = {each.name: each for each in model.graph.initializer if each.name in read}
     return {name: numpy_helper.to_array(each) for name, each in stored.items()}
-
-
-def _shown(name: str) -> str:
-    return f"{name}@shown"

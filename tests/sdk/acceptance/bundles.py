@@ -17,6 +17,8 @@ from tests.engines.fake_tensorrt import IMAGE, logits
 
 from saccade import bundle
 from saccade.bundle import Bundle
+from saccade.conversion import copy_files, manifest_of
+from saccade.engines.precision import convert
 from saccade.models.operators import TOKEN_ATTENTION
 
 
@@ -148,6 +150,23 @@ def write_two_graphs(out: Path) -> Bundle:
         }
 
     return bundle.write(out, fill)
+
+
+def with_float16(path: Path, out: Path) -> Path:
+    """The bundle with both graphs in float16. A detector's have no tolerances."""
+    made = bundle.read(path)
+
+    def fill(folder: Path) -> dict[str, Any]:
+        copy_files(made, folder)
+        manifest = manifest_of(made)
+        for name, graph in made.graphs.items():
+            file = f"graphs/{name}.fp16.onnx"
+            onnx.save(convert(onnx.load(graph.files["source"]), "fp16").model, folder / file)
+            manifest["graphs"][name]["files"]["fp16"] = file
+            manifest["derived"][file] = {"tolerances": {"vector": 0.01} if name == "image" else {}}
+        return manifest
+
+    return bundle.write(out, fill).path
 
 
 def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:

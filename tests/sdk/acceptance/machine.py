@@ -116,7 +116,7 @@ class Builder(_Builder):
                 node.name for node in nodes if f"{node.domain}::{node.op_type}" in world.plugin.known
             ],
             "shapes": config.profiles[0].shapes,
-            "model": base64.b64encode(network.model.SerializeToString()).decode(),
+            "model": base64.b64encode(world.miscompile(network.model).SerializeToString()).decode(),
         }
         return _Plan(json.dumps(plan).encode())
 
@@ -156,7 +156,7 @@ class Engine(_Engine):
         return {**self.given, **self.made}[name].dtype
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return [tuple(shape) for shape in self.plan["shapes"][name]]
+        return [tuple(shape) for shape in self.plan["shapes"].get(name, [self.given[name].shape] * 3)]
 
     @call(None)
     def create_execution_context(self, strategy: Any) -> Context:
@@ -267,7 +267,8 @@ class PluginModule:
 
 
 class GraphWorld(World):
-    """spoil: what becomes of an output, given the plan, its name and its values.
+    """spoil: what becomes of an output, given the plan, its name and its values. miscompile: what the builder
+    makes of a graph.
 
     fuses_quantization: whether the builder makes int8 layers of Q/DQ nodes.
     """
@@ -278,6 +279,7 @@ class GraphWorld(World):
         self.plugin = PluginModule(self.faults)
         self.fuses_quantization = True
         self.spoil: Callable[[dict[str, Any], str, NDArray[Any]], NDArray[Any]] = lambda plan, name, v: v
+        self.miscompile: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
 
     def enter(self, patch: pytest.MonkeyPatch) -> GraphWorld:
         super().enter(patch)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tests import every_task
-from tests.sdk.acceptance.bundles import write_bundle
+from tests.sdk.acceptance.bundles import with_float16, write_bundle
 from tests.sdk.acceptance.machine import GraphWorld
 from tests.sdk.acceptance.rows import SIZE, request_for, steps
 
@@ -91,28 +91,6 @@ def test_auto_takes_plugins_for_the_graphs_that_gained(
         dataclasses.replace(gained, graph_sha256={"graphs/image.onnx": "a" * 64}), records.folders()[1]
     )
     assert {each.record.binding for each in saccade.build(path, auto)} == {"function"}
-
-
-def with_float16(path: Path, out: Path) -> Path:
-    """The bundle with both graphs in float16. A detector's have no tolerances."""
-    import onnx
-
-    from saccade.conversion import copy_files, manifest_of
-    from saccade.engines.precision import convert
-
-    made = bundle.read(path)
-
-    def fill(folder: Path) -> dict[str, Any]:
-        copy_files(made, folder)
-        manifest = manifest_of(made)
-        for name, graph in made.graphs.items():
-            file = f"graphs/{name}.fp16.onnx"
-            onnx.save(convert(onnx.load(graph.files["source"]), "fp16").model, folder / file)
-            manifest["graphs"][name]["files"]["fp16"] = file
-            manifest["derived"][file] = {"tolerances": {"vector": 0.01} if name == "image" else {}}
-        return manifest
-
-    return bundle.write(out, fill).path
 
 
 def only(binding: str, name: str) -> Callable[[dict[str, Any], str, NDArray[Any]], NDArray[Any]]:
