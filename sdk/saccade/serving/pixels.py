@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from saccade.serving.batched import Patience
 
-__all__ = ["PixelBudget"]
+__all__ = ["PixelBudget", "give_back"]
 
 _LARGE = 4_000_000  # pixels; Pillow keeps 4 bytes of each, in blocks of 16 MiB
 _M_ARENA_MAX = -8  # malloc.h
@@ -41,7 +41,7 @@ class PixelBudget:
                 self._taken -= charged
                 self._state.notify_all()
             if pixels >= _LARGE:
-                _give_back()
+                give_back()
 
     def _take(self, pixels: int, patience: Patience) -> None:
         turn = object()
@@ -67,7 +67,7 @@ def _share_heaps() -> None:
         library.mallopt(_M_ARENA_MAX, 2)
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return freed memory to the kernel, where the C library can.
 
     glibc keeps freed blocks for the next ones of their size: a burst of large pictures would leave as many as

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import gc
 import logging
 import re
 import threading
@@ -30,6 +31,7 @@ from saccade.models.card import Card
 from saccade.predictors.predictor import PICTURE_GRAPHS, Predictor
 from saccade.serving.batched import BatchedEngine
 from saccade.serving.counters import Counters, total
+from saccade.serving.pixels import give_back
 from saccade.serving.refusals import NotLoaded, UnknownModel
 from saccade.serving.settings import ServerSettings
 
@@ -241,10 +243,17 @@ class Repository:
 
     async def _drain(self, old: Loaded) -> None:
         await old.idle.wait()
-        await in_thread(old.predictor.close, "saccade-close")
+        await in_thread(lambda: _close(old.predictor), "saccade-close")
         for model in old.models:
             sums = old.engines[model.graph].batcher.statistics()
             model.counters.retired = total(model.counters.retired, sums)
+
+
+def _close(predictor: Predictor[Any]) -> None:
+    """Close it, and give its memory back: what only a collection finds, and what the C library keeps."""
+    predictor.close()
+    gc.collect()
+    give_back()
 
 
 async def in_thread(work: Callable[[], T], name: str) -> T:

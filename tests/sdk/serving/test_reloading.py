@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from tests.sdk.serving import two_towers
-from tests.sdk.serving.conftest import SETTINGS, serving
+from tests.sdk.serving.conftest import SETTINGS, resident_mib, serving, serving_process
 
 IMAGE: dict[str, Any] = {
     "inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0.5] * 3072}]
@@ -101,3 +102,27 @@ def test_pages_of_other_sites_change_nothing(running: Any, path: str) -> None:
 def test_a_version_that_is_never_served_is_not_there(running: Any) -> None:
     url = f"http://{running.http}/v2/models/tiny/versions"
     assert [httpx.get(f"{url}/{version}/ready").status_code for version in (1, 2)] == [200, 404]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to read memory from")
+def test_reloads_under_load_leave_no_memory_behind(own_bundle: Path) -> None:
+    with (
+        serving_process(own_bundle) as (address, process),
+        httpx.Client(base_url=f"http://{address}") as client,
+    ):
+
+        def press() -> None:
+            with httpx.Client(base_url=f"http://{address}", timeout=30) as other:
+                assert {infer(other, "tiny") for _ in range(100)} == {200}
+
+        press()
+        before = resident_mib(process)
+        for _ in range(2):
+            with ThreadPoolExecutor(2) as threads:
+                pressed = [threads.submit(press) for _ in range(2)]
+                for _ in range(10):
+                    assert client.post("/v2/repository/models/tiny/load").status_code == 200
+                for each in pressed:
+                    each.result()
+        press()
+        assert resident_mib(process) < 1.05 * before
