@@ -108,7 +108,7 @@ def test_a_version_that_is_never_served_is_not_there(running: Any) -> None:
 def test_reloads_under_load_leave_no_memory_behind(own_bundle: Path) -> None:
     with (
         serving_process(own_bundle) as (address, process),
-        httpx.Client(base_url=f"http://{address}") as client,
+        httpx.Client(base_url=f"http://{address}", timeout=30) as client,
     ):
 
         def press() -> None:
