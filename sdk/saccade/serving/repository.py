@@ -31,7 +31,7 @@ from saccade.models.card import Card
 from saccade.predictors.predictor import PICTURE_GRAPHS, Predictor
 from saccade.serving.batched import BatchedEngine
 from saccade.serving.counters import Counters, total
-from saccade.serving.pixels import give_back
+from saccade.serving.heap import give_back
 from saccade.serving.refusals import NotLoaded, UnknownModel
 from saccade.serving.settings import ServerSettings
 
@@ -181,7 +181,7 @@ class Repository:
                 try:
                     models = self._named(name, predictor.engines)
                 except UsageError:
-                    await in_thread(predictor.close, "saccade-close")
+                    await in_thread(lambda: _close(predictor), "saccade-close")
                     raise
             except BaseException as error:
                 entry.reason = str(error) if isinstance(error, SaccadeError) else type(error).__name__

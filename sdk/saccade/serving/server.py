@@ -18,6 +18,7 @@ import uvicorn
 from saccade.errors import DeadlineError, UsageError
 from saccade.serving.certificates import check_pair
 from saccade.serving.connections import BoundedConnection
+from saccade.serving.heap import keep_freed, share_heaps
 from saccade.serving.http import create_app
 from saccade.serving.repository import Repository
 from saccade.serving.settings import LAST_CALLS_S, ServerSettings
@@ -33,7 +34,6 @@ __all__ = ["Server", "run"]
 logger = logging.getLogger("saccade.serving")
 
 _TICK_S = 0.02
-_KEPT = 2**24  # bytes
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than load balancers keep theirs (60 s): they close first, and lose nothing
 
@@ -51,18 +51,10 @@ def run(
     """
     import uvloop
 
-    _keep_freed_memory()
+    keep_freed()
+    share_heaps()  # before any thread has one
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, bundles, started))
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep blocks of bodies' sizes for the next bodies.
-
-    glibc gives them back to the kernel, until it has seen a larger one go (mallopt(3), "dynamic mmap
-    threshold"), and takes new ones, page by page: for 602 kB that costs more than reading them.
-    """
-    del bytearray(_KEPT)[:]
 
 
 async def _serve(

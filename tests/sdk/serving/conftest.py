@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
-import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -80,28 +81,42 @@ def serving(settings: ServerSettings = SETTINGS, **bundles: str | Path) -> Itera
         raise found["error"]
 
 
+class Served:
+    """The process, and where it answers."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int, grpc_port: int) -> None:
+        self.process, self.port, self.grpc_port = process, port, grpc_port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def resident(self) -> int:
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 @contextlib.contextmanager
-def serving_process(bundle: Path, *options: str) -> Iterator[tuple[str, int]]:
-    """A server in a process of its own: its address and its process id."""
-    command = [sys.executable, "-c", "from saccade.cli import main; main()", "serve", f"tiny={bundle}"]
-    listening = ["--http-port", "0", "--no-grpc", "--threads", "1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, *listening, *options], stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        try:
-            assert process.stderr is not None
-            found = next(match for line in process.stderr if (match := re.search(r"127\.0\.0\.1:\d+", line)))
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield found[0], process.pid
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def resident_mib(process: int) -> float:
-    (kib,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
-    return int(kib) / 1024
+def served(bundle: Path, *options: str, log: IO[str] | None = None) -> Iterator[Served]:
+    command = [
+        sys.executable,
+        "-c",
+        "from saccade.cli import main; main()",
+        "serve",
+        f"tiny={bundle}",
+        "--json",
+    ]
+    ports = ["--threads", "1", "--http-port", "0", "--grpc-port", "0", "--log-level", "error"]
+    process = subprocess.Popen([*command, *ports, *options], stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        yield Served(process, told["http_port"], told["grpc_port"])
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(40) == 0
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from tests import every_task
 from tests.sdk.serving import two_towers
-from tests.sdk.serving.conftest import SETTINGS, Running, resident_mib, serving, serving_process
+from tests.sdk.serving.conftest import SETTINGS, Running, served, serving
 
 from saccade.batching import Limits
 from saccade.bundle import Bundle
@@ -205,19 +205,19 @@ def test_a_picture_larger_than_the_budget_waits_until_it_is_alone() -> None:
 def test_a_burst_of_large_pictures_takes_bounded_memory_and_gives_it_back(tiny_bundle: Bundle) -> None:
     # 24 MiB each when decoded, at most two at once; sixteen are 381.
     picture, each = _picture(2500, 2500, "JPEG"), 24
-    with serving_process(tiny_bundle.path, "--max-pixels", "6250000") as (address, process):
-        resting, peaks = [resident_mib(process)], []
+    with served(tiny_bundle.path, "--max-pixels", "6250000") as server:
+        resting, peaks = [server.resident() / 2**20], []
         for _ in range(2):
             with ThreadPoolExecutor(16) as threads:
-                url = f"http://{address}/v1/models/tiny/predict"
+                url = f"{server.url}/v1/models/tiny/predict"
                 answers = [threads.submit(httpx.post, url, content=picture, timeout=60) for _ in range(16)]
                 highest = 0.0
                 while not all(answer.done() for answer in answers):
-                    highest = max(highest, resident_mib(process))
+                    highest = max(highest, server.resident() / 2**20)
                     time.sleep(0.005)
             assert [answer.result().status_code for answer in answers] == [200] * 16
             peaks.append(highest)
-            resting.append(resident_mib(process))
+            resting.append(server.resident() / 2**20)
     assert max(peaks) < resting[0] + 4.5 * each, (resting, peaks)
     assert resting[1] < resting[0] + 1.5 * each, (resting, peaks)
     assert resting[2] < resting[1] + 0.5 * each, (resting, peaks)

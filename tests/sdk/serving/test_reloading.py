@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.sdk.serving import two_towers
-from tests.sdk.serving.conftest import SETTINGS, resident_mib, serving, serving_process
+from tests.sdk.serving.conftest import SETTINGS, served, serving
 
 IMAGE: dict[str, Any] = {
     "inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0.5] * 3072}]
@@ -107,16 +107,16 @@ def test_a_version_that_is_never_served_is_not_there(running: Any) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to read memory from")
 def test_reloads_under_load_leave_no_memory_behind(own_bundle: Path) -> None:
     with (
-        serving_process(own_bundle) as (address, process),
-        httpx.Client(base_url=f"http://{address}", timeout=30) as client,
+        served(own_bundle) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
     ):
 
         def press() -> None:
-            with httpx.Client(base_url=f"http://{address}", timeout=30) as other:
+            with httpx.Client(base_url=server.url, timeout=30) as other:
                 assert {infer(other, "tiny") for _ in range(100)} == {200}
 
         press()
-        before = resident_mib(process)
+        before = server.resident()
         for _ in range(2):
             with ThreadPoolExecutor(2) as threads:
                 pressed = [threads.submit(press) for _ in range(2)]
@@ -125,4 +125,4 @@ def test_reloads_under_load_leave_no_memory_behind(own_bundle: Path) -> None:
                 for each in pressed:
                     each.result()
         press()
-        assert resident_mib(process) < 1.05 * before
+        assert server.resident() < 1.05 * before

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import grpc
 import grpc.aio
 import httpx
 import numpy as np
 import pytest
+from tests.sdk.serving.conftest import Served, served
 from tests.sdk.serving.test_faults import rpc_request
 from tests.sdk.serving.test_operations import body
 
@@ -29,44 +25,6 @@ from saccade.bundle import Bundle
 INFER = "/v2/models/tiny/infer"
 BODY = json.dumps(body()).encode()
 HEAD = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
-
-
-class Served:
-    """The process, and where it answers."""
-
-    def __init__(self, process: subprocess.Popen[str], port: int, grpc_port: int) -> None:
-        self.process, self.port, self.grpc_port = process, port, grpc_port
-        self.url = f"http://127.0.0.1:{port}"
-
-    def resident(self) -> int:
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-@contextlib.contextmanager
-def served(bundle: Path, *options: str, log: IO[str] | None = None) -> Iterator[Served]:
-    command = [
-        sys.executable,
-        "-c",
-        "from saccade.cli import main; main()",
-        "serve",
-        f"tiny={bundle}",
-        "--json",
-    ]
-    ports = ["--threads", "1", "--http-port", "0", "--grpc-port", "0", "--log-level", "error"]
-    process = subprocess.Popen([*command, *ports, *options], stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        yield Served(process, told["http_port"], told["grpc_port"])
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(40) == 0
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
