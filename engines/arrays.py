@@ -6,7 +6,7 @@ Taken as inputs are NumPy arrays and whatever speaks `__cuda_array_interface__` 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.engines.cuda import DEFAULT_STREAM, call
+from saccade.engines.engine import TensorSpec, check_feeds
 from saccade.errors import InputError
 
 # DLDeviceType and DLDataTypeCode of dlpack.h.
@@ -95,6 +96,18 @@ def locate(name: str, value: Any, stream: int | None = None) -> Feed:
     _check_contiguous(name, shape, interface.get("strides"), dtype.itemsize)
     after = interface.get("stream")
     return Feed(value, int(interface["data"][0]), shape, dtype, True, stream if after is None else int(after))
+
+
+def located(
+    feeds: Mapping[str, Any], inputs: Mapping[str, TensorSpec], device: int, stream: int | None
+) -> dict[str, Feed]:
+    """Where each of `feeds` lies; InputError for what `inputs` do not take, or lies on another GPU."""
+    given = {name: locate(name, each, stream) if is_array(each) else each for name, each in feeds.items()}
+    check_feeds({n: f.stand_in() if isinstance(f, Feed) else f for n, f in given.items()}, inputs)
+    for name, feed in given.items():
+        if feed.on_device:
+            feed.require_device(name, device)
+    return given
 
 
 class _Tensor(ctypes.Structure):

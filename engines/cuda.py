@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from saccade.errors import EngineError, MissingDependency
@@ -80,12 +79,7 @@ class Context:
     def __enter__(self) -> None:
         call("cuCtxPushCurrent", self._value)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         library("cu").cuCtxPopCurrent()  # a failure has no remedy, and the next call tells
 
 

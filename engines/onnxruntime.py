@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.engines.arrays import DeviceArray, Feed, is_array, is_on_device, locate, on_host
+from saccade.engines.arrays import DeviceArray, is_array, is_on_device, located, on_host
 from saccade.engines.cuda import DEFAULT_STREAM, call
 from saccade.engines.engine import EngineOptions, TensorSpec, check_feeds
 from saccade.engines.lifetime import Closing, Owned
@@ -95,12 +95,10 @@ class OnnxRuntimeEngine(Closing):
                 "an input lies on a GPU, and the engine runs on the CPU: open it with device='cuda'"
             )
         after = DEFAULT_STREAM if stream == 0 else stream
-        given = {name: locate(name, each, after) if is_array(each) else each for name, each in feeds.items()}
-        check_feeds({n: f.stand_in() if isinstance(f, Feed) else f for n, f in given.items()}, self.inputs)
+        given = located(feeds, self.inputs, self._device, after)
         binding = session.io_binding()
         for name, feed in given.items():
             if feed.on_device:
-                feed.require_device(name, self._device)
                 binding.bind_input(name, "cuda", self._device, feed.dtype.type, feed.shape, feed.address)
             else:
                 binding.bind_cpu_input(name, feed.owner)

@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from saccade.engines.arrays import DeviceArray, Feed, is_array, locate
+from saccade.engines.arrays import DeviceArray, Feed, located
 from saccade.engines.cuda import DEFAULT_STREAM
-from saccade.engines.engine import Arrays, EngineOptions, check_feeds
+from saccade.engines.engine import EngineOptions
 from saccade.engines.lifetime import Closing, Owned
 from saccade.engines.tensorrt import plans
 from saccade.engines.tensorrt.lanes import ALIGNMENT, Lane, Lanes, Prepared
@@ -85,15 +85,8 @@ class TensorRtEngine(Closing):
         lanes = self._loaded.get()
         after = DEFAULT_STREAM if stream == 0 else stream
         with as_engine_error(f"{self._name} failed"), lanes.opened.context:
-            given = {
-                name: locate(name, each, after) if is_array(each) else each for name, each in feeds.items()
-            }
-            described: Arrays = {n: f.stand_in() if isinstance(f, Feed) else f for n, f in given.items()}
-            check_feeds(described, self.inputs)
+            given = located(feeds, self.inputs, self._device, after)
             self._check_profile(given)
-            for name, feed in given.items():
-                if feed.on_device:
-                    feed.require_device(name, self._device)
             layout = tuple((given[name].shape, _in_place(given[name])) for name in self.inputs)
             with lanes.lane(layout) as lane:
                 return lane.run(given, layout, after, collect)

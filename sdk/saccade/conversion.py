@@ -20,7 +20,7 @@ from saccade import bundle as bundles
 from saccade.bundle import Bundle
 from saccade.engines.conformance import Sample
 from saccade.engines.detections import Agreement, agreement
-from saccade.engines.engine import TensorSpec, open_engine
+from saccade.engines.engine import Arrays, TensorSpec, open_engine
 from saccade.errors import BundleError, ExportError, MissingDependency, UsageError
 
 if TYPE_CHECKING:
@@ -120,7 +120,14 @@ def _convert(
     source = onnx.load(path)
     features = _features(source)
     watched = _watched(source, features)
-    held = _held(watched, features, samples, PRECISIONS[precision].roundoff)
+    roundoff = PRECISIONS[precision].roundoff
+    answers = _answers(watched, samples) if features else []
+    if features:
+        held = [
+            _held(sample, each, features, roundoff) for sample, each in zip(samples, answers, strict=True)
+        ]
+    else:
+        held = [with_tolerances(sample, roundoff) for sample in samples]
     found = search(watched, precision, held, progress)
     converted = convert_graph(source, precision, list(found.measured))
     name = f"{key}.{precision}"
@@ -147,7 +154,7 @@ def _convert(
     paths = {each.path.name: each.path for each in written.values()}
     evidence = _evidence(found, precision, held, paths, features)
     if features:
-        evidence["detections"] = _detections(watched, found, samples)
+        evidence["detections"] = _detections(answers, found, samples)
     return _Made(files, derived, evidence)
 
 
@@ -169,24 +176,19 @@ def _watched(model: onnx.ModelProto, features: Sequence[str]) -> onnx.ModelProto
     return with_outputs(model, [*(value.name for value in model.graph.output), *features])
 
 
-def _held(
-    watched: onnx.ModelProto, features: Sequence[str], samples: Sequence[Sample], roundoff: float
-) -> list[Sample]:
-    """`samples` with tolerances; for a detector, of its features in float32."""
+def _answers(model: onnx.ModelProto, samples: Sequence[Sample]) -> list[Arrays]:
+    """What `model` gives for the inputs of each sample."""
     from saccade.engines.scratch import opened
 
-    if not features:
-        return [with_tolerances(sample, roundoff) for sample in samples]
-    held = []
-    with opened(watched) as engine:
-        for sample in samples:
-            answers = engine.run(sample.inputs)
-            outputs = {name: answers[name] for name in features}
-            tolerances = {
-                name: FEATURE * roundoff * float(np.abs(each).max()) for name, each in outputs.items()
-            }
-            held.append(Sample(sample.inputs, outputs, tolerances))
-    return held
+    with opened(model) as engine:
+        return [engine.run(sample.inputs) for sample in samples]
+
+
+def _held(sample: Sample, answers: Arrays, features: Sequence[str], roundoff: float) -> Sample:
+    """A detector's sample: its features, which float32 `answers` have, with tolerances."""
+    outputs = {name: answers[name] for name in features}
+    tolerances = {name: FEATURE * roundoff * float(np.abs(each).max()) for name, each in outputs.items()}
+    return Sample(sample.inputs, outputs, tolerances)
 
 
 def with_tolerances(sample: Sample, roundoff: float) -> Sample:
@@ -251,15 +253,13 @@ def _evidence(
     }
 
 
-def _detections(source: onnx.ModelProto, found: Search, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What float32 finds in the samples beside what the precision, emulated, finds."""
+def _detections(exact: Sequence[Arrays], found: Search, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What float32 finds in the samples, `exact`, beside what the precision, emulated, finds."""
     from saccade.engines.islands import OPSET
     from saccade.engines.passes.rounding import emulate
-    from saccade.engines.scratch import opened
 
-    with opened(source) as exact, opened(emulate(found.converted.model, OPSET)) as rounded:
-        answers = [(exact.run(each.inputs), rounded.run(each.inputs)) for each in samples]
-    return asdict(agreement(answers))
+    rounded = _answers(emulate(found.converted.model, OPSET), samples)
+    return asdict(agreement(zip(exact, rounded, strict=True)))
 
 
 def float32_nodes(bundle: Bundle) -> dict[str, dict[str, list[str]]]:

@@ -9,6 +9,7 @@ and it does not join neighbours, since each tile saw both of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +21,7 @@ from saccade.errors import UsageError
 from saccade.results.detections import Detections
 from saccade.results.masks import Box, Masks, Part
 
-__all__ = ["Tile", "merge", "tiles"]
+__all__ = ["Tile", "count", "merge", "tiles"]
 
 _SAME = 0.5  # intersection over union from which on two boxes are of one object
 _INSIDE = 0.7  # share of a cut box that lies in the other one, from which on it is a rest of that
@@ -62,6 +63,11 @@ def tiles(size_hw: tuple[int, int], size: int, overlap: int) -> list[Tile]:
         Tile(left, top, min(left + size, width), min(top + size, height))
         for top, left in product(rows, columns)
     ]
+
+
+def count(size_hw: tuple[int, int], size: int, overlap: int) -> int:
+    """How many `tiles` makes, without making them."""
+    return math.prod(1 + math.ceil(max(side - size, 0) / (size - overlap)) for side in size_hw)
 
 
 def merge(parts: Sequence[tuple[Tile, Detections]], size_hw: tuple[int, int]) -> Detections:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from saccade import tiling
 from saccade.errors import InputError
 from saccade.results import Result
 
@@ -112,8 +113,7 @@ def count_tiles(options: Options, size_hw: tuple[int, int]) -> int:
     size, overlap = options.tile
     if not 0 < overlap < size:
         raise InputError(f"tile is {size},{overlap}; the overlap is at least 1 and less than the size")
-    # As many as `saccade.tiling.tiles` makes, without making them.
-    count = math.prod(1 + math.ceil(max(side - size, 0) / (size - overlap)) for side in size_hw)
+    count = tiling.count(size_hw, size, overlap)
     if count > _MAX_TILES:
         raise InputError(
             f"tile={size},{overlap} cuts {size_hw[1]}x{size_hw[0]} pixels into {count} tiles, and "

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import grpc
@@ -282,7 +283,12 @@ class _Line:
         given = context.invocation_metadata() or ()
         self.metadata = {key: value for key, value in given if isinstance(value, str)}
         self.model = ""
-        self.id = request_id(self.metadata.get("x-request-id", ""))
+        self._given_id = self.metadata.get("x-request-id", "")
+
+    @cached_property
+    def id(self) -> str:
+        """Asked for once the request was read, as far as it can be."""
+        return request_id(self._given_id)
 
     def read(self, request: Any) -> None:
         """Take from `request` which model it is for, and its id where the call has none."""
@@ -290,7 +296,7 @@ class _Line:
         named = message.name if self.method in _OF_A_MODEL else getattr(message, "model_name", "")
         self.model = named[:_MAX_NAME]
         if "x-request-id" not in self.metadata:
-            self.id = request_id(getattr(message, "id", ""))
+            self._given_id = getattr(message, "id", "")
 
     def fail(self, error: Exception) -> str:
         """Take the status of `error`; what the client hears of it."""
